@@ -1,0 +1,5 @@
+"""`python -m diastole.cluster` is `diastole`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,131 @@
+"""Ray: an actor per worker, each with a mailbox of one, so that it reads the next shard while it computes this one."""
+
+from collections.abc import Callable, Iterator
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import ray
+
+from ..jobs import receipts
+from ..jobs.ledger import Ledger, Shard
+from ..jobs.plan import Plan
+from ..jobs.receipts import Receipt
+from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError
+from ..lake.layout import Lake
+
+Reply = tuple[str, str, str]
+"""(done|returned|stopped, shard, reason)."""
+
+
+class Worker:
+    """What runs in an actor. Shards come in, replies go out; data goes between the worker and storage only."""
+
+    def __init__(self, lake_root: str, run_id: str, threads: int) -> None:
+        self._given: Queue[Shard | None] = Queue()
+        self._replies: Queue[Reply] = Queue()
+        self._open = (lake_root, run_id, threads)
+
+    def start(self) -> str | None:
+        """Load the model. What is wrong with it, or None."""
+        from ..workers.worker import open_engine
+
+        try:
+            self._engine = open_engine(*self._open)
+        except DiastoleError as error:
+            return str(error)
+        Thread(target=self._run, name="work", daemon=True).start()
+        return None
+
+    def give(self, shard: Shard) -> None:
+        """Put a shard into the mailbox."""
+        self._given.put(shard)
+
+    def reply(self) -> Reply:
+        """Wait for the next shard's end."""
+        return self._replies.get()
+
+    def _run(self) -> None:
+        while True:
+            begun: list[str] = []
+
+            def shards(begun: list[str] = begun) -> Iterator[Shard]:
+                while (shard := self._given.get()) is not None:
+                    begun.append(shard.shard)
+                    yield shard
+
+            try:
+                for receipt in self._engine.work(shards()):
+                    begun.remove(receipt.shard)
+                    self._replies.put(("done", receipt.shard, ""))
+            except EnvironmentFailure as error:
+                for shard in begun:
+                    self._replies.put(("returned", shard, str(error)))
+            except Exception as error:  # noqa: BLE001 - told to the driver, which stops the run with it
+                self._replies.put(("stopped", ",".join(begun), f"{type(error).__name__}: {error}"))
+                return
+
+
+class Crew:
+    """The actors of one run: shards are given out, deaths are blamed on what had begun, the dead are replaced."""
+
+    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, workers: int, threads: int) -> None:
+        self._lake, self._plan, self._ledger = lake, plan, ledger
+        gpus = 1.0 if plan.device == "cuda" else 0.0
+        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_concurrency": 3}
+        self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(Worker)
+        self._arguments = (lake.store.root, plan.run_id, threads)
+        self._workers = workers
+        self._handed: dict[Any, list[str]] = {}
+        self._waits: dict[Any, Any] = {}
+
+    def run(self, on_receipt: Callable[[Receipt], None]) -> None:
+        """Score all shards that the ledger hands out. Raises ModelError, EnvironmentFailure."""
+        for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
+            self._welcome(actor)
+        self._fill()
+        while any(self._handed.values()):
+            ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=10.0)
+            for reference in ready:
+                self._answer(reference, on_receipt)
+            self._fill()
+
+    def _welcome(self, actor: Any) -> None:
+        self._handed[actor] = []
+        self._waits[actor.start.remote()] = actor
+
+    def _fill(self) -> None:
+        """One shard for each worker, then one into each mailbox while there are enough for all."""
+        for held in (1, 2):
+            for actor, handed in self._handed.items():
+                plenty = held == 1 or self._ledger.waiting >= len(self._handed)
+                if len(handed) < held and plenty and (shard := self._ledger.take()) is not None:
+                    actor.give.remote(shard)
+                    handed.append(shard.shard)
+
+    def _answer(self, reference: Any, on_receipt: Callable[[Receipt], None]) -> None:
+        actor = self._waits.pop(reference)
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayActorError:
+            self._ledger.died(self._handed.pop(actor))
+            if self._ledger.waiting:
+                self._welcome(self._kind.remote(*self._arguments))
+            return
+        if isinstance(answer, str):
+            raise ModelError(answer)
+        if answer is not None:
+            self._take(actor, answer, on_receipt)
+        self._waits[actor.reply.remote()] = actor
+
+    def _take(self, actor: Any, answer: Reply, on_receipt: Callable[[Receipt], None]) -> None:
+        kind, shard, reason = answer
+        if kind == "stopped":
+            raise EnvironmentFailure(f"a worker stopped at shard {shard}: {reason}")
+        self._handed[actor].remove(shard)
+        if kind == "returned":
+            self._ledger.returned(shard, reason)
+            return
+        receipt = receipts.read_one(self._lake, self._plan.run_id, shard)
+        self._ledger.receive(receipt)
+        on_receipt(receipt)

@@ -1,0 +1,336 @@
+"""The command line. Heavy libraries are imported by the command that needs them, so that --help answers at once.
+
+Exit codes: 0 done; 1 something is wrong with the data or the run (items failed to be read, `check` found something);
+2 a user's mistake, said in one line; 3 the environment failed (storage, workers): run again.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
+
+app = typer.Typer(
+    name="diastole",
+    help="Score biomedical cohorts with deep learning, in batch, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="Model packages of the lake.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+LakeOption = Annotated[
+    str,
+    typer.Option(
+        "--lake", envvar="DIASTOLE_LAKE", help="The lake: a folder, or s3://, gs://, az://", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, nothing else.")]
+JobFile = Annotated[Path, typer.Argument(help="The job file (YAML); see examples/ and diastole schema.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many units.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Only this item id; may be given again.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed before.")]
+DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
+
+
+def main() -> None:
+    """The entry point: errors that a user can mend are one line, without a traceback."""
+    os.umask(0o077)
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except ItemError as error:
+        _fail(str(error), 1)
+    except CommitError as error:
+        _fail(str(error), 1)
+    except EnvironmentFailure as error:
+        _fail(f"{error}", 3)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"diastole: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _lake(root: str) -> Any:
+    from ..lake.layout import Lake
+
+    return Lake.open(root)
+
+
+@app.command()
+def init(root: Annotated[str, typer.Argument(help="Where: a folder, or s3://bucket/path.")]) -> None:
+    """Make an empty lake, and its key outside of it."""
+    from ..lake import keys
+    from ..lake.layout import Lake
+
+    lake = Lake.create(root)
+    print(f"made a lake at {lake.store.root}")
+    print(f"its key is in {keys.folder()}: keep a copy; without it new data get other ids")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job file, for editors."""
+    from ..jobs.spec import job_schema
+    from .show import print_json
+
+    print_json(job_schema())
+
+
+@app.command()
+def ingest(
+    dataset: DatasetArgument,
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders.", show_default=False)],
+    lake: LakeOption,
+    format: Annotated[str | None, typer.Option(help="Reader, by name; else found by content.")] = None,  # noqa: A002
+    modality: Annotated[str | None, typer.Option(help="MR, CT, EEG, …, where the source does not say it.")] = None,
+    alphabet: Annotated[str | None, typer.Option(help="dna or protein; else found by content.")] = None,
+    assembly: Annotated[str | None, typer.Option(help="Name of the genome assembly of a FASTA file.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Sources are public: keep their names.")] = False,
+    manifest: Annotated[Path | None, typer.Option(help="CSV: path, and any of key, name, subject, session, …")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
+    permitted_use: Annotated[str | None, typer.Option(help="What the data may be used for.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Decoders at a time.")] = 2,
+    max_item_gb: Annotated[float, typer.Option(help="Largest item, decoded, in GB.")] = 4.0,
+    deadline: Annotated[float, typer.Option(help="Seconds that one source may take.")] = 300.0,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what is quarantined.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take files into a dataset; what is unchanged is not read again, what is broken is quarantined."""
+    from ..workers.ingest import IngestOptions
+    from ..workers.ingest import ingest as run_ingest
+    from .show import IngestBar, ingest_report
+
+    options = IngestOptions(
+        format=format,
+        modality=modality,
+        alphabet=alphabet,
+        assembly=assembly,
+        public=public,
+        manifest=manifest,
+        licence=licence,
+        permitted_use=permitted_use,
+        workers=workers,
+        max_item_bytes=int(max_item_gb * 2**30),
+        deadline_s=deadline,
+        retry=retry,
+    )
+    with IngestBar(quiet=as_json) as bar:
+        report = run_ingest(_lake(lake), dataset, paths, options, bar.update)
+    ingest_report(dataset, report, as_json=as_json)
+    if report.quarantined:
+        raise typer.Exit(1)
+
+
+@app.command()
+def items(
+    lake: LakeOption,
+    dataset: Annotated[str | None, typer.Argument(help="Name of the dataset; without it, all are counted.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show datasets, or the items of one."""
+    from .show import show_datasets, show_items
+
+    if dataset is None:
+        show_datasets(_lake(lake), as_json=as_json)
+    else:
+        show_items(_lake(lake), dataset, limit, as_json=as_json)
+
+
+@models_app.command("list")
+def models_list(lake: LakeOption, as_json: Json = False) -> None:
+    """Show the packages of the lake, and the recipes that can be fetched."""
+    from .show import show_models
+
+    show_models(_lake(lake), as_json=as_json)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(help="Name of a recipe; see diastole models list.")], lake: LakeOption
+) -> None:
+    """Take a published model out of its package, check it, and put it into the lake."""
+    from ..workers.recipes import fetch
+
+    manifest = fetch(_lake(lake), name)
+    print(f"{manifest.ref} is in the lake; licence {manifest.licence}; digest {manifest.model_digest}")
+
+
+@models_app.command("add")
+def models_add(
+    folder: Annotated[Path, typer.Argument(help="A folder with model.yaml and its files.")], lake: LakeOption
+) -> None:
+    """Put a package of your own into the lake."""
+    from ..lake.models import add_folder
+
+    manifest = add_folder(_lake(lake), folder)
+    print(f"{manifest.ref} is in the lake; digest {manifest.model_digest}")
+
+
+@models_app.command("show")
+def models_show(ref: Annotated[str, typer.Argument(help="name or name@version")], lake: LakeOption) -> None:
+    """Show a package: contract, options, licence, where it came from."""
+    from ..lake.models import load
+    from .show import print_json
+
+    manifest = load(_lake(lake), ref)
+    print_json({**manifest.model_dump(mode="json", exclude_defaults=True), "model_digest": manifest.model_digest})
+
+
+@app.command()
+def plan(
+    job: JobFile, lake: LakeOption, limit: Limit = None, only: Only = None, retry: Retry = False, as_json: Json = False
+) -> None:
+    """Say what a run would score, why, and at what cost. Writes nothing."""
+    from ..jobs.spec import load_job
+    from .driver import Choice, plan_job
+    from .show import show_plan
+
+    planned, _, _ = plan_job(_lake(lake), load_job(job), Choice(limit, only or (), retry))
+    show_plan(planned, as_json=as_json)
+
+
+@app.command()
+def run(
+    job: JobFile,
+    lake: LakeOption,
+    limit: Limit = None,
+    only: Only = None,
+    retry: Retry = False,
+    replan: Annotated[bool, typer.Option("--replan", help="Give up an unfinished run and plan anew.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Over the job's; 0 is this process.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
+    from ..jobs.spec import load_job
+    from .driver import Choice, run_job
+    from .show import RunBar, show_outcome
+
+    spec = load_job(job)
+    if workers is not None:
+        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": workers})})
+    opened = _lake(lake)
+    with RunBar(quiet=as_json) as bar:
+        outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
+    show_outcome(outcome, as_json=as_json)
+
+
+runs_app = typer.Typer(help="Runs of the lake.", invoke_without_command=True)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback()
+def runs_list(
+    context: typer.Context,
+    lake: Annotated[str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="The lake.", show_default=False)] = "",
+    as_json: Json = False,
+) -> None:
+    """List the runs."""
+    context.obj = lake
+    if context.invoked_subcommand is None:
+        from .show import show_runs
+
+        if not lake:
+            raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
+        show_runs(_lake(lake), as_json=as_json)
+
+
+@runs_app.command("abandon")
+def runs_abandon(
+    context: typer.Context,
+    run_id: Annotated[str, typer.Argument(help="The run, or how its id begins.")],
+    lake: Annotated[str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="The lake.", show_default=False)] = "",
+) -> None:
+    """Give up an unfinished run: what it has not published is planned anew."""
+    from ..jobs import runs as all_runs
+
+    opened = _lake(lake or context.obj)
+    found = all_runs.resolve(opened, run_id)
+    record = all_runs.read_record(opened, found)
+    if record is not None:
+        _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
+    all_runs.write_record(opened, found, {"state": "abandoned"})
+    print(f"gave up run {found[:8]}")
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(help="The run, or how its id begins.")],
+    lake: LakeOption,
+    as_json: Json = False,
+) -> None:
+    """Show one run: what was scored, skipped and failed, and where the time went."""
+    from .show import show_run
+
+    show_run(_lake(lake), run_id, as_json=as_json)
+
+
+@app.command()
+def predictions(
+    output: Annotated[str, typer.Argument(help="Name of the output.")],
+    lake: LakeOption,
+    rows: Annotated[bool, typer.Option("--rows", help="Detail rows instead of item rows.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write all of them to this CSV file instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the newest result of each item."""
+    from .show import show_predictions
+
+    show_predictions(_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+
+
+@app.command()
+def quarantine(
+    lake: LakeOption,
+    source: Annotated[Path | None, typer.Option(help="Say which files of this folder the records mean.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what could not be ingested or scored, with the reason and how to try again."""
+    from .show import show_quarantine
+
+    show_quarantine(_lake(lake), source, as_json=as_json)
+
+
+@app.command()
+def check(
+    lake: LakeOption,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare its sha256.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold every file to what was written. Exit code 1 where something is missing or changed."""
+    from ..lake import integrity
+    from .show import show_check
+
+    opened = _lake(lake)
+    wrong = integrity.check(opened, deep=deep)
+    show_check(integrity.read(opened).num_rows, wrong, as_json=as_json)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    lake: Annotated[
+        str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="Also check this lake.", show_default=False)
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check this machine, and a lake: versions, devices, storage."""
+    from .doctor import examine
+    from .show import show_checkup
+
+    findings = examine(lake or None)
+    show_checkup(findings, as_json=as_json)
+    if any(not finding["ok"] for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,176 @@
+"""Driving a job: plan or resume, hand out, commit, record."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..jobs import runs
+from ..jobs.commit import Committed, commit
+from ..jobs.ledger import Ledger
+from ..jobs.plan import Plan, check_not_empty, make_plan
+from ..jobs.receipts import Receipt
+from ..jobs.spec import Job
+from ..jobs.task import Task
+from ..lake import crash, predictions
+from ..lake.errors import BusyError
+from ..lake.layout import Lake
+from ..lake.models import Manifest, load
+from ..workers.tasks import make_task
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of a job's units are meant, and what becomes of an unfinished run."""
+
+    limit: int | None = None
+    """The first so many units."""
+    only: Sequence[str] = ()
+    """These item ids."""
+    retry: bool = False
+    """Also what failed before."""
+    replan: bool = False
+    """Give up an unfinished run of this job and plan anew; what it has finished but not published is redone."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    run_id: str | None
+    """None where there was nothing to score."""
+    output: str
+    resumed: bool = False
+    scored: int = 0
+    failed: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    seconds: float = 0.0
+    """From the first shard to the last receipt."""
+    table_version: int | None = None
+
+
+class Progress:
+    """What a caller may want to show. Does nothing by itself."""
+
+    def planned(self, plan: Plan, done: int, *, resumed: bool) -> None:
+        """A run begins with so many units done before."""
+
+    def advanced(self, receipt: Receipt) -> None:
+        """A shard has its receipt."""
+
+
+def plan_job(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Manifest, Task]:
+    """The plan of a job, without writing anything. Raises UserError."""
+    manifest = load(lake, job.model)
+    task = make_task(manifest, job.task, job.options)
+    device = "cpu" if job.resources.device == "cpu" else _device(job.resources.device)
+    plan = make_plan(lake, job, manifest, task, device=device, limit=choice.limit, only=choice.only, retry=choice.retry)
+    check_not_empty(plan, lake)
+    return plan, manifest, task
+
+
+def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progress | None = None) -> Outcome:
+    """Score what a job means and has not been scored yet, exactly once. Raises DiastoleError.
+
+    An unfinished run of the same job is resumed, unless model, task or job changed: then BusyError says what to do.
+    """
+    choice, progress = choice or Choice(), progress or Progress()
+    plan, task, resumed = _plan_or_resume(lake, job, choice)
+    if plan.units.num_rows == 0:
+        return Outcome(None, plan.output, skipped=plan.skipped)
+    schema = predictions.table_schema(task.item_columns, task.row_columns)
+    predictions.fix_output(lake, plan.output, task.name, task.manifest.classes, schema, task.units)
+    runs.start(lake, plan)
+    crash.point("after-plan")
+    with runs.lease(lake, plan.run_id):
+        ledger = Ledger(lake, plan, in_process=job.resources.workers == 0)
+        progress.planned(plan, ledger.units_done, resumed=resumed)
+        begun = time.perf_counter()
+        if not ledger.finished:
+            _execute(lake, plan, ledger, job, progress.advanced)
+        seconds = time.perf_counter() - begun
+        committed = commit(lake, plan, ledger, schema)
+        crash.point("before-current")
+        predictions.refresh_current(lake, plan.output)
+        crash.point("before-record")
+        return _record(lake, plan, ledger, committed, seconds, resumed=resumed)
+
+
+def _plan_or_resume(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Task, bool]:
+    plan, manifest, task = None, load(lake, job.model), None
+    task = make_task(manifest, job.task, job.options)
+    for found in runs.unfinished(lake, job.name):
+        if choice.replan:
+            runs.write_record(lake, found.run_id, {"state": "abandoned"})
+            continue
+        changed = _changed(found, job, manifest, task)
+        if changed:
+            raise BusyError(
+                f"job {job.name} has an unfinished run {found.run_id[:8]} of another {changed}; "
+                f"finish it with the old {changed}, or give it up with --replan or: diastole runs abandon {found.run_id[:8]}"
+            )
+        plan = plan or found
+    if plan is not None:
+        return plan, make_task(manifest, plan.task, plan.options), True
+    plan, _, task = plan_job(lake, job, choice)
+    return plan, task, False
+
+
+def _changed(found: Plan, job: Job, manifest: Manifest, task: Task) -> str | None:
+    if found.model_digest != manifest.model_digest:
+        return "model"
+    if (found.task, found.task_version) != (task.name, task.version):
+        return "task version"
+    planned = Job.model_validate(found.job)
+    return "job" if planned.job_digest != job.job_digest else None
+
+
+def _execute(lake: Lake, plan: Plan, ledger: Ledger, job: Job, on_receipt: Callable[[Receipt], None]) -> None:
+    workers = job.resources.workers
+    threads = job.resources.threads or max(1, (os.cpu_count() or 1) // max(workers, 1))
+    if workers == 0:
+        from .local import run_here
+
+        run_here(lake, plan, ledger, threads, on_receipt)
+        return
+    from .private_ray import private_ray
+
+    with private_ray(workers):
+        from .actors import Crew
+
+        Crew(lake, plan, ledger, workers, threads).run(on_receipt)
+
+
+def _record(lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, seconds: float, *, resumed: bool) -> Outcome:
+    results = [receipt for receipt in ledger.done.values() if receipt.children is None]
+    outcome = Outcome(
+        run_id=plan.run_id,
+        output=plan.output,
+        resumed=resumed,
+        scored=sum(r.scored for r in results),
+        failed=sum(r.failed for r in results),
+        skipped=plan.skipped,
+        reasons=plan.reasons,
+        dropped=committed.dropped,
+        seconds=round(seconds, 3),
+        table_version=committed.version,
+    )
+    stages: dict[str, float] = {}
+    for receipt in results:
+        for stage, value in (receipt.seconds or {}).items():
+            stages[stage] = round(stages.get(stage, 0.0) + value, 3)
+    record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
+    runs.write_record(lake, plan.run_id, {**record, **{k: v for k, v in outcome.__dict__.items() if k != "run_id"}})
+    return outcome
+
+
+def _device(wanted: str) -> str:
+    """`cuda` where the driver says that there is one; only then is torch asked, which takes seconds to import."""
+    if wanted == "auto" and not os.path.exists("/proc/driver/nvidia/version"):  # noqa: PTH110 - a probe, not a path
+        return "cpu"
+    from ..workers.models.runtime import choose_device
+
+    return choose_device(wanted)

@@ -1,0 +1,32 @@
+"""Zero workers: the engine in this process, as the tests and a debugger like it."""
+
+from collections.abc import Callable, Iterator
+
+from ..jobs.ledger import Ledger, Shard
+from ..jobs.plan import Plan
+from ..jobs.receipts import Receipt
+from ..lake.errors import EnvironmentFailure
+from ..lake.layout import Lake
+
+
+def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: Callable[[Receipt], None]) -> None:
+    """Score all shards that the ledger hands out."""
+    from ..workers.worker import open_engine
+
+    engine = open_engine(lake.store.root, plan.run_id, threads)
+    while not ledger.finished:
+        handed: list[str] = []
+
+        def shards(handed: list[str] = handed) -> Iterator[Shard]:
+            while (shard := ledger.take()) is not None:
+                handed.append(shard.shard)
+                yield shard
+
+        try:
+            for receipt in engine.work(shards()):
+                ledger.receive(receipt)
+                on_receipt(receipt)
+        except EnvironmentFailure as error:
+            for shard in handed:
+                if shard not in ledger.done:
+                    ledger.returned(shard, str(error))

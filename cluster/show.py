@@ -1,0 +1,380 @@
+"""What the command line prints: tables for people, one JSON value for scripts, progress bars."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from ..jobs import runs
+from ..jobs.plan import Plan
+from ..jobs.receipts import Receipt
+from ..lake import delta, predictions, quarantine
+from ..lake.items import read_items
+from ..lake.layout import Lake
+from .driver import Outcome, Progress
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*["" if value is None else str(value) for value in row])
+    console.print(table, crop=False)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) or "none"
+
+
+class _Bar:
+    """A progress bar on standard error, with rate and time left; nothing where standard error is no terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        rate = TextColumn("{task.fields[rate]}")
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
+        self._bars = Bars(
+            *columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True
+        )
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def _show(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = self._bars.add_task(what, total=total, completed=done, rate="")
+        speed = self._bars.tasks[self._bar].speed
+        self._bars.update(self._bar, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
+
+
+class IngestBar(_Bar):
+    """Progress of an ingest, in sources."""
+
+    def update(self, done: int, total: int) -> None:
+        """So many sources of all are done."""
+        self._show("ingest", done, total)
+
+
+class RunBar(_Bar, Progress):
+    """Progress of a run, in units."""
+
+    def planned(self, plan: Plan, done: int, *, resumed: bool) -> None:
+        """A run begins."""
+        self._done, self._total = done, plan.units.num_rows
+        if resumed:
+            console_error(f"resuming run {plan.run_id[:8]}: {done} of {self._total} units are done")
+        self._show(plan.job["name"], done, self._total)
+
+    def advanced(self, receipt: Receipt) -> None:
+        """A shard is done."""
+        self._done += receipt.scored + receipt.failed
+        self._show("", self._done, self._total)
+
+
+def console_error(text: str) -> None:
+    """A line beside the results."""
+    print(text, file=sys.stderr)
+
+
+def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
+    """What an ingest did."""
+    if as_json:
+        print_json({"dataset": dataset, **report.as_dict()})
+        return
+    values = report.as_dict()
+    console.print(
+        f"{dataset}: {values['added']} added, {values['changed']} changed, {values['unchanged']} unchanged, "
+        f"{sum(values['quarantined'].values())} quarantined; {values['bytes'] / 2**20:.1f} MB in {values['seconds']:.1f} s"
+    )
+    if values["quarantined"]:
+        console.print(f"quarantined: {_counts(values['quarantined'])}; see: diastole quarantine")
+
+
+def show_datasets(lake: Lake, *, as_json: bool) -> None:
+    """Datasets with their number of items."""
+    rows: list[list[Any]] = []
+    for name in lake.datasets():
+        items = read_items(lake, name, ["modality", "nbytes", "state"]).to_pylist()
+        live = [item for item in items if item["state"] == "live"]
+        modalities = sorted({item["modality"] or "unknown" for item in live})
+        rows.append([name, len(live), ", ".join(modalities), sum(i["nbytes"] or 0 for i in live)])
+    if as_json:
+        print_json([dict(zip(("dataset", "items", "modality", "bytes"), row, strict=True)) for row in rows])
+    else:
+        _table("datasets", ["dataset", "items", "modality", "MB"], [[*r[:3], f"{r[3] / 2**20:.1f}"] for r in rows])
+
+
+def show_items(lake: Lake, dataset: str, limit: int, *, as_json: bool) -> None:
+    """Items of a dataset."""
+    table = read_items(lake, dataset)
+    rows = table.sort_by("item_id").slice(0, limit).to_pylist()
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        [r["item_id"], r["name"], r["modality"], "×".join(map(str, r["shape"] or [])), r["dtype"], _kind(r), r["state"]]
+        for r in rows
+    ]
+    _table(
+        f"{dataset}: {len(rows)} of {table.num_rows} items",
+        ["item", "name", "modality", "shape", "dtype", "", "state"],
+        cells,
+    )
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["sequence"]:
+        return f"{row['sequence']['length']} letters"
+    if row["signal"]:
+        return f"{row['signal']['rate']:g} Hz, {len(row['signal']['channels'])} channels"
+    geometry = row["geometry"] or {}
+    return f"{geometry.get('orientation')}, {'×'.join(f'{s:g}' for s in geometry.get('spacing') or [])} mm"
+
+
+def show_models(lake: Lake, *, as_json: bool) -> None:
+    """Packages in the lake and recipes."""
+    from ..lake.models import list_models
+    from ..workers.recipes import names
+
+    there = list_models(lake)
+    if as_json:
+        print_json(
+            {
+                "models": [{"model": m.ref, "digest": m.model_digest, "licence": m.licence} for m in there],
+                "recipes": names(),
+            }
+        )
+        return
+    _table("models", ["model", "task", "runtime", "licence"], [[m.ref, m.task, m.runtime, m.licence] for m in there])
+    console.print(f"can be fetched: {', '.join(names())}")
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """What a run would do."""
+    if as_json:
+        units = plan.units.select(["item_id", "reason", "attempt", "refused_code", "refused", "shard"]).to_pylist()
+        value = {k: v for k, v in plan.header().items() if k not in ("job",)}
+        print_json(
+            {
+                **value,
+                "planned": plan.units.num_rows,
+                "shards": len(plan.shards),
+                "cost_bytes": plan.cost,
+                "units": units,
+            }
+        )
+        return
+    console.print(
+        f"{plan.job['name']}: {plan.units.num_rows} units to score in {len(plan.shards)} shards with {plan.model} "
+        f"on {plan.device}, {plan.cost / 2**20:.1f} MB through the network, into {plan.output}"
+    )
+    console.print(f"  why: {_counts(plan.reasons)}")
+    console.print(f"  not planned: {_counts(plan.skipped)}")
+    if plan.refusals:
+        console.print(f"  refused before any compute: {_counts(plan.refusals)}")
+        first = next(row for row in plan.units.to_pylist() if row["refused_code"])
+        console.print(f"    first: item {first['item_id']}: {first['refused']}")
+
+
+def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
+    """What a run did."""
+    if as_json:
+        print_json(outcome.__dict__)
+        return
+    if outcome.run_id is None:
+        console.print(f"nothing to score for {outcome.output}: {_counts(outcome.skipped)}")
+        return
+    console.print(
+        f"run {outcome.run_id[:8]}: {outcome.scored} scored, {outcome.failed} failed in {outcome.seconds:.1f} s "
+        f"into {outcome.output} (version {outcome.table_version}); why: {_counts(outcome.reasons)}"
+    )
+    if outcome.skipped:
+        console.print(f"  not planned: {_counts(outcome.skipped)}")
+    if outcome.dropped:
+        console.print(f"  {outcome.dropped} units were published by another run, or withdrawn, meanwhile")
+    if outcome.failed:
+        console.print("  see: diastole quarantine")
+
+
+def show_runs(lake: Lake, *, as_json: bool) -> None:
+    """All runs, the ended ones first by time."""
+    rows = []
+    for run_id in runs.list_runs(lake):
+        record = runs.read_record(lake, run_id) or {}
+        plan = runs.read_plan(lake, run_id)
+        rows.append(
+            {
+                "run_id": run_id,
+                "job": plan.job["name"],
+                "state": record.get("state", "unfinished"),
+                "units": plan.units.num_rows,
+            }
+            | {
+                "scored": record.get("scored"),
+                "failed": record.get("failed"),
+                "seconds": record.get("seconds"),
+                "at": record.get("at"),
+            }
+        )
+    rows.sort(key=lambda row: str(row["at"]))
+    if as_json:
+        print_json(rows)
+    else:
+        _table(
+            "runs",
+            ["run", *list(rows[0])[1:]] if rows else ["run"],
+            [[r["run_id"][:8], *list(r.values())[1:]] for r in rows],
+        )
+
+
+def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
+    """One run."""
+    run_id = runs.resolve(lake, prefix)
+    plan, record = runs.read_plan(lake, run_id), runs.read_record(lake, run_id)
+    if as_json:
+        print_json({"plan": plan.header(), "reasons": plan.reasons, "refusals": plan.refusals, "record": record})
+        return
+    show_plan(plan, as_json=False)
+    for key, value in (record or {"state": "unfinished: run its job again to finish it"}).items():
+        console.print(
+            f"  {key}: {_counts(value) if isinstance(value, dict) and key in ('skipped', 'reasons') else value}"
+        )
+
+
+def show_predictions(lake: Lake, output: str, level: str, limit: int, csv: Path | None, *, as_json: bool) -> None:
+    """The newest result of each item."""
+    import pyarrow.compute as pc
+
+    current = predictions.read_current(lake, output).to_table(filter=pc.field("level") == level)
+    empty = [name for name in current.column_names if current[name].null_count == current.num_rows]
+    hidden = {
+        "level",
+        "key_group",
+        "device",
+        "model",
+        "model_version",
+        "attempt",
+        "input_digest",
+        "model_digest",
+        "spec_digest",
+        "run_id",
+        "versions",
+        "scored_at",
+        *empty,
+    }
+    if csv is not None:
+        _write_csv(current.drop_columns(empty), csv)
+        console.print(f"{current.num_rows} rows in {csv}")
+        return
+    rows = current.sort_by([("item_id", "ascending")] + ([("ordinal", "ascending")] if level == "row" else [])).slice(
+        0, limit
+    )
+    if as_json:
+        print_json(rows.drop_columns(empty).to_pylist())
+        return
+    shown = [name for name in current.column_names if name not in hidden]
+    cells = [[_brief(row[name]) for name in shown] for row in rows.to_pylist()]
+    _table(f"{output}: {rows.num_rows} of {current.num_rows} {level} rows", shown, cells)
+
+
+def _write_csv(table: Any, path: Path) -> None:
+    import csv
+
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.column_names)
+        for batch in table.to_batches():
+            for row in batch.to_pylist():
+                writer.writerow([json.dumps(v) if isinstance(v, list | dict) else v for v in row.values()])
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        if value and isinstance(value[0], list):
+            return f"[{len(value)} × {len(value[0])}]"
+        inner = ", ".join(_brief(v) for v in value[:6])
+        return f"[{inner}{', …' if len(value) > 6 else ''}]"
+    if isinstance(value, dict):
+        return str(value.get("path", value))
+    text = "" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
+    """What could not be ingested, and the item rows that failed: one view."""
+    import pyarrow.compute as pc
+
+    rows = [
+        {"stage": "ingest", "where": r["dataset"], "id": r["source_key"], "code": r["error_code"], "reason": r["error"]}
+        | {"retry": "mend or replace the file, then ingest again; or ingest --retry"}
+        for r in quarantine.read(lake).to_pylist()
+        if r["state"] == "open"
+    ]
+    for output in lake.store.folders("predictions"):
+        if delta.open_table(lake, lake.current(output)) is None:
+            continue
+        failed = predictions.read_current(lake, output).to_table(
+            columns=["item_id", "error_code", "error"],
+            filter=(pc.field("level") == "item") & (pc.field("status") == "failed"),
+        )
+        rows += [
+            {"stage": "score", "where": output, "id": r["item_id"], "code": r["error_code"], "reason": r["error"]}
+            | {"retry": "mend the item, then run its job; or run --retry"}
+            for r in failed.to_pylist()
+        ]
+    if source is not None:
+        names = {lake.source_key(str(p.absolute())): str(p) for p in sorted(source.rglob("*")) if p.is_file()}
+        for row in rows:
+            row["file"] = names.get(row["id"])
+    if as_json:
+        print_json(rows)
+        return
+    counts = Counter(f"{row['stage']}: {row['code']}" for row in rows)
+    console.print(f"{len(rows)} in quarantine: {_counts(dict(counts))}")
+    if rows:
+        _table("", list(rows[0]), [list(row.values()) for row in rows[:200]])
+
+
+def show_check(files: int, wrong: list[tuple[str, str]], *, as_json: bool) -> None:
+    """What an integrity check found."""
+    if as_json:
+        print_json({"files": files, "wrong": [{"path": path, "what": what} for path, what in wrong]})
+        return
+    console.print(f"{files} files checked, {len(wrong)} wrong")
+    for path, what in wrong:
+        console.print(f"  {path}: {what}")
+
+
+def show_checkup(findings: list[dict[str, Any]], *, as_json: bool) -> None:
+    """What the doctor found."""
+    if as_json:
+        print_json(findings)
+        return
+    _table(
+        "",
+        ["", "", "found", "to do"],
+        [["ok" if f["ok"] else "!!", f["name"], f["found"], f["mend"]] for f in findings],
+    )

@@ -1,0 +1,124 @@
+"""Which shards of a run are still to be done: told by receipts and attempts in storage, for any executor."""
+
+import threading
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ..lake.errors import EnvironmentFailure
+from ..lake.layout import Lake
+from . import receipts
+from .plan import Plan
+from .receipts import Receipt
+
+RETURNS = 5
+"""How often a shard may come back for reasons of the environment before the run stops."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What goes to a worker: which units, and nothing of their data."""
+
+    shard: str
+    units: list[dict[str, Any]]
+    """Rows of the plan."""
+    session: str
+    in_process: bool
+
+
+class Ledger:
+    """Hands out the shards of a run, each until it has a receipt."""
+
+    def __init__(self, lake: Lake, plan: Plan, *, in_process: bool) -> None:
+        self.lake, self.plan, self.in_process = lake, plan, in_process
+        self.session = uuid.uuid4().hex
+        """Tells the attempts of this driver from those of others."""
+        self.limit = int(plan.job["resources"]["attempts"])
+        self._lock = threading.RLock()  # in one process, one thread takes what another receives
+        self._units: dict[str, list[int]] = {}
+        for number, shard in enumerate(plan.units["shard"].to_pylist()):
+            self._units.setdefault(shard, []).append(number)
+        self.done: dict[str, Receipt] = {}
+        for receipt in receipts.read_all(lake, plan.run_id).values():
+            self._close(receipt)
+        self._waiting = deque(shard for shard in sorted(self._units) if shard not in self.done)
+        self._deaths = receipts.deaths(lake, plan.run_id, self.session)
+        self._returns: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Shards that are with no worker."""
+        return len(self._waiting)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every shard, or its children, has a receipt."""
+        return all(shard in self.done for shard in self._units)
+
+    @property
+    def units_done(self) -> int:
+        """Units that are in a receipt."""
+        return sum(r.scored + r.failed for r in self.done.values())
+
+    def take(self) -> Shard | None:
+        """The next shard to hand out; None where all are done or with a worker."""
+        with self._lock:
+            while self._waiting:
+                shard = self._waiting.popleft()
+                if shard in self.done:
+                    continue
+                units = self._units[shard]
+                poisoned = self._deaths.get(shard, 0) >= self.limit
+                if poisoned and len(units) > 1:
+                    self._split(shard)
+                    continue
+                rows = self.plan.units.take(pa.array(units)).to_pylist()
+                if poisoned:
+                    refused = f"its worker died {self._deaths[shard]} times on it; try it with --workers 0 --only"
+                    rows[0] |= {"refused_code": "worker_died", "refused": refused}
+                return Shard(shard, rows, self.session, self.in_process)
+            return None
+
+    def receive(self, receipt: Receipt) -> None:
+        """A shard is done."""
+        with self._lock:
+            self._close(receipt)
+
+    def died(self, handed: list[str]) -> None:
+        """A worker died that had been handed these shards: those that it had begun are to blame, all go back."""
+        stored = receipts.read_all(self.lake, self.plan.run_id)
+        for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
+            if shard in handed and shard not in stored:
+                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "died")
+                self._deaths[shard] = self._deaths.get(shard, 0) + 1
+        for shard in handed:
+            if shard in stored:
+                self._close(stored[shard])
+            else:
+                self._waiting.appendleft(shard)
+
+    def returned(self, shard: str, reason: str) -> None:
+        """The environment failed under a shard: it goes back, and if that lasts, the run stops with the reason."""
+        for begun, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
+            if begun == shard:
+                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
+        self._returns[shard] = self._returns.get(shard, 0) + 1
+        if self._returns[shard] >= RETURNS:
+            raise EnvironmentFailure(f"shard {shard} came back {RETURNS} times: {reason}; mend that, then run again")
+        self._waiting.append(shard)
+
+    def _split(self, shard: str) -> None:
+        units = self._units[shard]
+        half = len(units) // 2
+        children = {f"{shard}-0": units[:half], f"{shard}-1": units[half:]}
+        kept = receipts.put(self.lake, Receipt(self.plan.run_id, shard, 0, children=children))
+        self._close(kept)
+        self._waiting.extendleft(sorted(kept.children or (), reverse=True))
+
+    def _close(self, receipt: Receipt) -> None:
+        self.done[receipt.shard] = receipt
+        for child, units in (receipt.children or {}).items():
+            self._units.setdefault(child, list(units))

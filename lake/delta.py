@@ -1,0 +1,126 @@
+"""Delta tables of a lake: open, append with a fence, upsert, replace."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from .errors import EnvironmentFailure
+from .layout import Lake
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+T = TypeVar("T")
+
+FENCE = "diastole-writer"
+"""Application id that every write raises by one, so that a stale handle fails whoever held what lease."""
+
+RETRIES = 12
+
+
+def open_table(lake: Lake, path: str) -> "DeltaTable | None":
+    """The table at `path`, or None where there is none yet."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return DeltaTable(lake.store.uri(path))
+    except TableNotFoundError:
+        return None
+
+
+def ensure_table(lake: Lake, path: str, schema: pa.Schema, partition_by: list[str] | None = None) -> "DeltaTable":
+    """The table at `path`, made empty where there is none. Two makers end with one table."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    table = open_table(lake, path)
+    if table is not None:
+        return table
+    try:
+        return DeltaTable.create(lake.store.uri(path), schema=schema, mode="error", partition_by=partition_by)
+    except (CommitFailedError, DeltaError) as error:
+        table = open_table(lake, path)
+        if table is None:
+            raise EnvironmentFailure(f"cannot make the table {path}: {type(error).__name__}") from error
+        return table
+
+
+def fence(table: "DeltaTable") -> Any:
+    """The transaction that makes this write fail if another was committed since `table` was opened."""
+    from deltalake import Transaction
+
+    version = table.transaction_version(FENCE)
+    return Transaction(FENCE, 0 if version is None else version + 1)
+
+
+def retried(what: str, attempt: Callable[[], T]) -> T:
+    """Call `attempt` until no other writer came between; it must open its table anew each time."""
+    from deltalake.exceptions import CommitFailedError
+
+    for number in range(RETRIES):
+        try:
+            return attempt()
+        except CommitFailedError as error:
+            last = error
+            time.sleep(min(2.0, 0.02 * 2**number))
+    raise EnvironmentFailure(f"{what}: {RETRIES} writers came between; try again") from last
+
+
+def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> None:
+    """Append rows to a table, made where there is none. What is appended `once` under a name is not appended again."""
+    from deltalake import CommitProperties, Transaction, write_deltalake
+
+    def attempt() -> None:
+        table = ensure_table(lake, path, rows.schema)
+        transactions = [fence(table)]
+        if once is not None:
+            if table.transaction_version(once) is not None:
+                return
+            transactions.append(Transaction(once, 1))
+        properties = CommitProperties(app_transactions=transactions, max_commit_retries=0)
+        write_deltalake(table, rows, mode="append", commit_properties=properties)
+
+    if rows.num_rows:
+        retried(f"append to {path}", attempt)
+
+
+def upsert(lake: Lake, path: str, rows: pa.Table, key: str) -> None:
+    """Insert rows, replacing those of the same key. The key must be unique in `rows`."""
+    from deltalake import CommitProperties
+
+    def attempt() -> None:
+        table = ensure_table(lake, path, rows.schema)
+        properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        merge = table.merge(
+            rows, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=properties
+        )
+        merge.when_matched_update_all().when_not_matched_insert_all().execute()
+
+    if rows.num_rows:
+        retried(f"update {path}", attempt)
+
+
+def replace(lake: Lake, path: str, rows: Any, schema: pa.Schema, partition_by: list[str] | None = None) -> None:
+    """Replace all rows in one step; readers see the old table or the new."""
+    from deltalake import CommitProperties, write_deltalake
+
+    def attempt() -> None:
+        table = ensure_table(lake, path, schema, partition_by)
+        properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+
+    retried(f"replace {path}", attempt)
+
+
+def read(lake: Lake, path: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """All rows of a table; an empty table of `schema` where there is none."""
+    table = open_table(lake, path)
+    if table is None:
+        if schema is None:
+            raise FileNotFoundError(path)
+        empty = schema.empty_table()
+        return empty.select(columns) if columns else empty
+    return table.to_pyarrow_dataset().to_table(columns=columns)

@@ -1,0 +1,43 @@
+"""Digests and opaque ids, all of 128 bits, written as 32 hexadecimal characters."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way in which a value is written before it is hashed: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Digest of a JSON-like value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+
+
+def content_digest(header: Mapping[str, Any], data: Any) -> str:
+    """Digest of what an item is: a canonical header (shape, dtype, geometry, signal) and its raw bytes in C order."""
+    running = hashlib.sha256(canonical_json(header))
+    running.update(b"\0")
+    running.update(data)
+    return running.hexdigest()[:32]
+
+
+def keyed(key: bytes, kind: str, *parts: str) -> str:
+    """An id that tells nothing without the lake's key: HMAC-SHA256 over the kind and its parts."""
+    message = "\0".join((kind, *parts)).encode()
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a local file, read in pieces of 1 MiB, as 64 hexadecimal characters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, as 64 hexadecimal characters."""
+    return hashlib.sha256(data).hexdigest()

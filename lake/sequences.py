@@ -1,0 +1,80 @@
+"""Sequences of a lake: Parquet packs with page checksums, written once, at a path that holds their digest."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import ItemError
+from .ids import content_digest, digest, sha256_bytes
+from .integrity import FileRecord
+from .layout import Lake
+
+PACK_BYTES = 64 * 2**20
+"""Letters in one pack at most, unless one sequence is longer."""
+GROUP_BYTES = 2**20
+"""Letters in one row group at about: what is read to get at one sequence."""
+
+ALPHABETS = ("protein", "dna")
+
+SCHEMA = pa.schema([pa.field("content_digest", pa.string()), pa.field("sequence", pa.large_binary())])
+
+
+def sequence_digest(alphabet: str, sequence: bytes) -> str:
+    """Digest of a sequence: its alphabet and its letters, without gaps."""
+    return content_digest({"alphabet": alphabet}, sequence)
+
+
+def write_pack(lake: Lake, prefix: str, digests: Sequence[str], sequences: Sequence[bytes]) -> tuple[str, FileRecord]:
+    """Write sequences into one pack; the row of each is its place in the list."""
+    path = f"{prefix}/{digest(list(digests))}.parquet"
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd", write_page_checksum=True, use_dictionary=False) as writer:
+        start = 0
+        while start < len(sequences):
+            stop, size = start, 0
+            while stop < len(sequences) and (stop == start or size + len(sequences[stop]) <= GROUP_BYTES):
+                size += len(sequences[stop])
+                stop += 1
+            writer.write_table(pa.table([list(digests[start:stop]), list(sequences[start:stop])], schema=SCHEMA))
+            start = stop
+    data = buffer.getvalue()
+    lake.store.put_if_absent(path, data)
+    return path, FileRecord(path, len(data), sha256_bytes(data))
+
+
+def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
+    """row → letters, reading only the row groups that hold them.
+
+    A row whose page is damaged is left out, the others are there. Raises ItemError where the pack cannot be opened.
+    """
+    found: dict[int, bytes] = {}
+    try:
+        source = (
+            pa.memory_map(str(lake.store.path(path))) if lake.store.local else pa.BufferReader(lake.store.get(path))
+        )
+        pack = pq.ParquetFile(source, page_checksum_verification=True)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ItemError("pack_unreadable", "its pack of sequences is missing or damaged; run check") from error
+    first = 0
+    wanted = sorted(rows)
+    with pack:
+        for group in range(pack.num_row_groups):
+            count = pack.metadata.row_group(group).num_rows
+            here = [row for row in wanted if first <= row < first + count]
+            if here:
+                with contextlib.suppress(OSError, pa.ArrowInvalid):
+                    column = pack.read_row_group(group, columns=["sequence"])[0]
+                    found.update({row: column[row - first].as_py() for row in here})
+            first += count
+    return found
+
+
+def verified(expected_digest: str, letters: bytes) -> str:
+    """The alphabet of a sequence whose letters are those that were planned. Raises ItemError."""
+    for alphabet in ALPHABETS:
+        if sequence_digest(alphabet, letters) == expected_digest:
+            return alphabet
+    raise ItemError("digest_mismatch", "its sequence is not what was planned; run check")

@@ -1,0 +1,222 @@
+"""One class for where a lake lies: a folder, or any URL that obstore opens (s3://, gs://, az://, memory://)."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .errors import EnvironmentFailure, LakeError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
+"""What may be opened. `http` is not: a lake's URL must not reach a cloud's metadata service."""
+
+
+class Store:
+    """Bytes by relative path. Writes are whole and durable; `put_if_absent` is what the commit protocol rests on."""
+
+    def __init__(self, root: str) -> None:
+        scheme, separator, _ = root.partition("://")
+        self.local: Path | None = None
+        self._remote: ObjectStore | None = None
+        if not separator or scheme == "file":
+            self.local = Path(root.removeprefix("file://")).expanduser().absolute()
+            self.root = str(self.local)
+        elif scheme in SCHEMES:
+            from obstore.store import from_url
+
+            self._remote = from_url(root)  # credentials come from the environment, and are never written down
+            self.root = root.rstrip("/")
+        else:
+            raise LakeError(f"a lake cannot be at {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store, (self.root,))  # a pickled obstore would carry its keys
+
+    def path(self, relative: str) -> Path:
+        """The local path of `relative`; refuses what leaves the root, also by a symbolic link."""
+        if self.local is None:
+            raise LakeError(f"{self.root} is not a folder on this machine")
+        _check(relative)
+        full = self.local / relative
+        if not full.resolve().is_relative_to(self.local.resolve()):
+            raise LakeError(f"{relative} leads out of the lake; remove the link")
+        return full
+
+    def uri(self, relative: str) -> str:
+        """What deltalake opens."""
+        _check(relative)
+        return f"{self.root}/{relative}"
+
+    def get(self, relative: str) -> bytes:
+        """All bytes. Raises FileNotFoundError."""
+        if self.local is not None:
+            return self.path(relative).read_bytes()
+        import obstore
+
+        with _translated(relative):
+            return bytes(obstore.get(self._obstore, _check(relative)).bytes())
+
+    def size(self, relative: str) -> int | None:
+        """Size in bytes, or None where there is nothing."""
+        try:
+            if self.local is not None:
+                path = self.path(relative)
+                return path.stat().st_size if path.is_file() else None
+            import obstore
+
+            with _translated(relative):
+                return int(obstore.head(self._obstore, _check(relative))["size"])
+        except FileNotFoundError:
+            return None
+
+    def put(self, relative: str, data: bytes) -> None:
+        """Write whole, replacing what was there."""
+        if self.local is None:
+            import obstore
+
+            with _translated(relative):
+                obstore.put(self._obstore, _check(relative), data)
+            return
+        path = self.path(relative)
+        part = _write_aside(path, data)
+        part.replace(path)
+        _sync_folder(path.parent)
+
+    def put_if_absent(self, relative: str, data: bytes) -> bool:
+        """Write whole unless something is there already; False if it was. Atomic between processes and machines."""
+        if self.local is None:
+            import obstore
+            from obstore.exceptions import AlreadyExistsError
+
+            try:
+                with _translated(relative):
+                    obstore.put(self._obstore, _check(relative), data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+        path = self.path(relative)
+        part = _write_aside(path, data)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        _sync_folder(path.parent)
+        return True
+
+    def delete(self, relative: str) -> None:
+        """Remove one file, if it is there."""
+        if self.local is not None:
+            self.path(relative).unlink(missing_ok=True)
+            return
+        import obstore
+
+        with _translated(relative):
+            obstore.delete(self._obstore, _check(relative))
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(relative path, bytes) of all files below a folder, sorted."""
+        if self.local is not None:
+            top = self.path(prefix)
+            for path in sorted(p for p in top.rglob("*") if p.is_file() and not p.name.startswith(".part-")):
+                yield path.relative_to(self.local).as_posix(), path.stat().st_size
+            return
+        import obstore
+
+        with _translated(prefix):
+            found = [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, _check(prefix)) for m in b]
+        yield from sorted(found)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names of the folders directly below a folder, sorted."""
+        if self.local is not None:
+            top = self.path(prefix)
+            yield from sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ()
+            return
+        import obstore
+
+        with _translated(prefix):
+            found = obstore.list_with_delimiter(self._obstore, _check(prefix))["common_prefixes"]
+        yield from sorted(PurePosixPath(name).name for name in found)
+
+    def sync(self, prefix: str) -> None:
+        """Make files below a folder durable that a library wrote. Object stores are durable as they answer."""
+        if self.local is None:
+            return
+        for path in self.path(prefix).rglob("*"):
+            if path.is_file():
+                _sync_file(path)
+            else:
+                _sync_folder(path)
+        _sync_folder(self.path(prefix))
+
+    def zarr(self, relative: str, *, read_only: bool) -> Any:
+        """A zarr store rooted at `relative`."""
+        if self.local is not None:
+            from zarr.storage import LocalStore
+
+            return LocalStore(self.path(relative), read_only=read_only)
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore as ZarrObjectStore
+
+        return ZarrObjectStore(from_url(self.uri(relative)), read_only=read_only)
+
+    @property
+    def _obstore(self) -> Any:
+        return self._remote
+
+
+def _check(relative: str) -> str:
+    parts = PurePosixPath(relative).parts
+    if not parts or relative.startswith("/") or ".." in parts or "\\" in relative:
+        raise LakeError(f"{relative!r} is not a path inside a lake")
+    return relative
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".part-{uuid.uuid4().hex}"
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise EnvironmentFailure(f"cannot write to {path.parent}: {error.strerror}") from error
+    return part
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _translated:  # noqa: N801 - used like a function
+    """Object-store errors in our words: not found stays FileNotFoundError, the rest is the environment's."""
+
+    def __init__(self, relative: str) -> None:
+        self.relative = relative
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+
+        if isinstance(error, NotFoundError):
+            raise FileNotFoundError(self.relative) from error
+        if isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError):
+            raise EnvironmentFailure(f"the object store failed at {self.relative}: {type(error).__name__}") from error

@@ -1,0 +1,179 @@
+"""NIfTI-1 and NIfTI-2 in one file, plain or gzip. Voxels are copied as they are stored, piece by piece."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diastole.lake.errors import ItemError
+
+from . import Limits, ReadOptions, source
+
+name = "nifti"
+
+_MAGIC = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+"""datatype codes of the standard that are plain numbers; the rest is complex, RGB or 128 bits."""
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_SECONDS = {"msec": 1e-3, "usec": 1e-6, "sec": 1.0, "unknown": 1.0}
+_HEADER_BYTES = 544
+_EXTRA_BYTES = 2**26
+"""What header extensions, and whatever follows the voxels, may have beside the voxels."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is needed of a header that was found to be sound."""
+
+    version: int
+    shape: tuple[int, ...]  # (z, y, x) or (t, z, y, x)
+    dtype: np.dtype[Any]  # as stored, with its byte order
+    offset: int  # bytes before the first voxel
+    fields: Any  # nibabel's header
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def sniff(head: bytes) -> bool:
+    """Whether the bytes begin with a NIfTI header, also that of a .hdr/.img pair."""
+    return _kind(head) is not None
+
+
+def preflight(path: Path, limits: Limits) -> None:
+    """Hold the header to itself, to the limits and, where the file is not compressed, to the file's size."""
+    header = _header(path)
+    if header.nbytes > limits.item_bytes:
+        raise ItemError(
+            "too_large",
+            f"its header claims {header.nbytes} bytes of voxels, more than {limits.item_bytes}; "
+            "raise max_item_bytes if that is true",
+        )
+    if not source.is_gzip(path) and path.stat().st_size < header.offset + header.nbytes:
+        raise ItemError("truncated", _short(path.stat().st_size, header))
+
+
+def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
+    """Copy the voxels into `folder`/voxels.npy, little-endian; the first voxel axis is the last one of the array."""
+    header = _header(path)
+    meta, affine_from = _geometry(header)
+    attributes: dict[str, Any] = {"format": f"nifti{header.version}", "affine": affine_from}
+    target = header.dtype.newbyteorder("<")
+    non_finite = 0
+    with (
+        source.opened(path, options.limits.item_bytes + _EXTRA_BYTES) as stream,
+        (folder / "voxels.npy").open("xb") as out,
+    ):
+        _skip(stream, header)
+        entry = {"descr": target.str, "fortran_order": False, "shape": header.shape}
+        np.lib.format.write_array_header_1_0(out, entry)
+        left = header.nbytes
+        while left:
+            piece = stream.read(min(left, source.PIECE))
+            if not piece or len(piece) % header.dtype.itemsize:
+                raise ItemError("truncated", _short(stream.count, header))
+            numbers = np.frombuffer(piece, header.dtype).astype(target, copy=False)
+            if target.kind == "f":
+                non_finite += numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
+            out.write(numbers.tobytes())
+            left -= len(piece)
+        if source.is_gzip(path):
+            stream.drain()
+    if target.kind == "f":
+        attributes["non_finite"] = non_finite
+    return [
+        {"kind": "volume", "file": "voxels.npy", "suffix": "", "meta": meta, "attributes": attributes, "modality": None}
+    ]
+
+
+def _kind(head: bytes) -> tuple[int, str, bytes] | None:
+    """(header size, byte order, magic), or None."""
+    for size, (at, magics) in _MAGIC.items():
+        for order in ("little", "big"):
+            if len(head) >= size and int.from_bytes(head[:4], order) == size and head[at : at + 4] in magics:
+                return size, "<" if order == "little" else ">", head[at : at + 4]
+    return None
+
+
+def _header(path: Path) -> _Header:
+    """The header, its dimensions and type checked. Raises ItemError."""
+    nibabel = _nibabel()
+    head = source.head(path, _HEADER_BYTES)
+    kind = _kind(head)
+    if kind is None:
+        raise ItemError("unreadable", "it does not begin with a NIfTI header")
+    size, order, magic = kind
+    if magic.startswith(b"ni"):
+        raise ItemError("unsupported", "it is half of a .hdr/.img pair; convert the pair to one .nii file")
+    version = 1 if size == 348 else 2
+    fields = (nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header)(head[:size], order, check=False)
+    offset = float(fields["vox_offset"])
+    if not math.isfinite(offset) or offset != int(offset) or offset < size + 4:
+        raise ItemError("header_lies", f"its voxels cannot begin at byte {offset:g}")
+    code = int(fields["datatype"])
+    if code not in _DTYPES:
+        raise ItemError("unsupported", f"its voxels have datatype {code}, which is not one integer or real number each")
+    return _Header(version, _shape(fields), np.dtype(order + _DTYPES[code]), int(offset), fields)
+
+
+def _shape(fields: Any) -> tuple[int, ...]:
+    dims = [int(n) for n in fields["dim"]]
+    if not 1 <= dims[0] <= 7 or any(n < 1 for n in dims[1 : dims[0] + 1]):
+        raise ItemError("header_lies", f"its dimensions {dims} cannot be")
+    shape = dims[1 : dims[0] + 1]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) not in (2, 3, 4):
+        raise ItemError("unsupported", f"it has {len(shape)} axes; volumes have 3, or 4 with time")
+    return tuple(reversed([*shape, 1] if len(shape) == 2 else shape))
+
+
+def _skip(stream: source.Stream, header: _Header) -> None:
+    while stream.count < header.offset:
+        if not stream.read(min(source.PIECE, header.offset - stream.count)):
+            raise ItemError("truncated", _short(stream.count, header))
+
+
+def _short(size: int, header: _Header) -> str:
+    return f"it has {size} bytes, its header claims {header.offset + header.nbytes}; copy it again"
+
+
+def _geometry(header: _Header) -> tuple[dict[str, Any], str]:
+    """`meta` for write_volume, and where the affine is from: sform, qform, or assumed. Raises ItemError."""
+    from nibabel.spatialimages import HeaderDataError
+
+    nibabel = _nibabel()
+    fields = header.fields
+    affine_from = "sform" if fields["sform_code"] != 0 else "qform" if fields["qform_code"] != 0 else "assumed"
+    try:
+        affine = np.asarray(fields.get_best_affine(), float)  # sform before qform
+        slope, inter = fields.get_slope_inter()
+    except (HeaderDataError, ValueError) as error:
+        raise ItemError("header_lies", "its geometry or its rescaling cannot be") from error
+    try:
+        space, time = fields.get_xyzt_units()
+    except KeyError:
+        space, time = "unknown", "unknown"
+    affine[:3] *= _MILLIMETRES.get(space, 1.0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
+    meta: dict[str, Any] = {
+        "spacing": [round(float(size), 6) for size in nibabel.affines.voxel_sizes(affine)],  # stored as float32
+        "orientation": None if affine_from == "assumed" else "".join(nibabel.aff2axcodes(affine)),
+        "affine": [float(number) for number in affine.ravel()],
+        "rescale": [1.0, 0.0] if slope is None else [float(slope), float(inter)],
+    }
+    if len(header.shape) == 4:
+        step = float(fields["pixdim"][4]) * _SECONDS.get(time, math.nan)  # NaN for Hz, ppm and rad/s
+        meta["time_step"] = round(step, 9) if math.isfinite(step) and step > 0 else None
+    return meta, affine_from
+
+
+def _nibabel() -> Any:
+    """Imported where it is needed, so that naming the formats stays fast; Any, since its functions are not typed."""
+    import nibabel
+
+    return nibabel

@@ -1,0 +1,230 @@
+"""Ingest: files into a dataset of the lake. What did not change is not even opened; what cannot be read stops nothing."""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diastole.lake.errors import ItemError
+from diastole.lake.ids import sha256_file
+from diastole.lake.layout import Lake, check_name
+
+from . import rows
+from .decode import Decoded, Decoder
+from .formats import Limits, ReadOptions
+from .publish import Ledger, OpenSource
+from .sources import IngestOptions, Source, find
+
+__all__ = ["IngestOptions", "IngestReport", "ingest"]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files that are done, and of all."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did."""
+
+    files: int
+    """Sources found."""
+    opened: int
+    """Sources that were opened; the others had not changed."""
+    added: int
+    """Items, like the next three."""
+    changed: int
+    unchanged: int
+    gone: int
+    """Items that their source does not hold any more."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Sources that failed in this ingest, by error code."""
+    still_quarantined: int = 0
+    """Sources that failed earlier, did not change, and were not tried again; `retry` tries them."""
+    bytes: int = 0
+    """Size of the sources that were opened."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A source after its thread is done with it."""
+
+    source: Source
+    open: OpenSource
+    claims: list[rows.Claim] = field(default_factory=list)
+    decoded: Decoded | None = None
+    """Set where sequences are still to be taken from it."""
+
+
+def ingest(
+    lake: Lake,
+    dataset: str,
+    paths: Sequence[Path | str],
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Bring files and folders into a dataset, so that it holds what they hold now.
+
+    Raises SpecError or LakeError for what the user can mend, EnvironmentFailure where storage fails; a file that
+    cannot be read goes to quarantine, and the others go on. Killed anywhere, the next ingest mends it.
+    """
+    options = options or IngestOptions()
+    check_name("dataset", dataset)
+    started = time.monotonic()
+    sources = find(paths, options)
+    run = _Ingest(lake, dataset, options)
+    try:
+        for done, source in enumerate(sources, 1):
+            run.take(source)
+            if progress is not None:
+                progress(done - len(run.reading), len(sources))
+        run.finish()
+    finally:
+        run.close()
+    if progress is not None:
+        progress(len(sources), len(sources))
+    c = run.ledger.counts
+    counts = (len(sources), run.opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
+    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started)
+
+
+class _Ingest:
+    """Threads that each read one source in a decoder of their own, and one ledger that takes them in their order."""
+
+    def __init__(self, lake: Lake, dataset: str, options: IngestOptions) -> None:
+        self._lake, self._dataset, self._options = lake, dataset, options
+        self._said = ReadOptions(Limits(options.max_item_bytes), options.alphabet)
+        self.ledger = Ledger(lake, dataset)
+        self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
+        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            self._free.put(decoder)
+        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="ingest")
+        self.reading: deque[Future[_Read]] = deque()
+        self.opened = self.bytes = self.still_quarantined = 0
+
+    def take(self, source: Source) -> None:
+        """Pass over a source that did not change; else read it, when there is room."""
+        key = self._lake.source_key(str(source.path))
+        row = _source_row(key, source, self._options)
+        known = self.ledger.known(key)
+        if known is not None and not self._changed(known, row, source):
+            if known["state"] == "ingested":
+                self.ledger.counts.unchanged += len(self.ledger.items_of(key))
+            else:
+                self.still_quarantined += 1
+            return
+        while len(self.reading) >= self._options.workers:
+            self._enter(self.reading.popleft().result())
+        self.opened += 1
+        self.bytes += row["bytes"]
+        self.reading.append(self._pool.submit(self._read, source, row, known))
+
+    def finish(self) -> None:
+        """Take in what is still being read, and write the rest."""
+        while self.reading:
+            self._enter(self.reading.popleft().result())
+        self.ledger.settle()
+
+    def close(self) -> None:
+        """End all threads and decoders."""
+        for future in self.reading:
+            future.cancel()
+        for decoder in self._decoders:
+            decoder.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _changed(self, known: rows.Row, row: rows.Row, source: Source) -> bool:
+        if known["state"] == "quarantined":
+            row = {**row, "options_digest": source.options_digest(self._options, with_limits=True)}
+            if self._options.retry:
+                return True
+        return any(known[name] != row[name] for name in ("bytes", "modified_ns", "options_digest"))
+
+    def _read(self, source: Source, row: rows.Row, known: rows.Row | None) -> _Read:
+        """In a thread: hash, decode and, for arrays, write. A failure of the item is its outcome."""
+        opened = OpenSource(row, source.options_digest(self._options, with_limits=True))
+        try:
+            if source.refused:
+                raise ItemError("unreadable", source.refused)
+            row["source_digest"] = _sha256(source.path)
+            if known is not None and self._same(known, row):
+                opened.keep = True
+                return _Read(source, opened)
+            claims, decoded = self._decode(source)
+            if _stat(source.path) != (row["bytes"], row["modified_ns"]):
+                if decoded is not None:
+                    decoded.discard()
+                raise ItemError("unreadable", "it changed while it was read; ingest again when it is whole")
+            return _Read(source, opened, claims, decoded)
+        except ItemError as error:
+            opened.failure = (error.code, str(error))
+            return _Read(source, opened)
+
+    def _same(self, known: rows.Row, row: rows.Row) -> bool:
+        return known["state"] == "ingested" and all(known[k] == row[k] for k in ("source_digest", "options_digest"))
+
+    def _decode(self, source: Source) -> tuple[list[rows.Claim], Decoded | None]:
+        decoder = self._free.get()
+        try:
+            decoded = decoder.decode(source.path, self._options.format, self._said)
+        finally:
+            self._free.put(decoder)
+        if any(entry.get("kind") == "sequences" for entry in decoded.entries):
+            return [], decoded
+        try:
+            return rows.store_arrays(self._lake, self._dataset, source, self._options, decoded), None
+        finally:
+            decoded.discard()
+
+    def _enter(self, read: _Read) -> None:
+        """Give a source's claims to the ledger."""
+        source, opened = read.source, read.open
+        if opened.keep:
+            self.ledger.counts.unchanged += len(self.ledger.items_of(opened.row["source_key"]))
+        for claim in read.claims:
+            self.ledger.claim(opened, claim)
+        if read.decoded is not None:
+            try:
+                for claim in rows.sequence_claims(self._lake, self._dataset, source, self._options, read.decoded):
+                    self.ledger.claim(opened, claim)
+            except ItemError as error:
+                opened.failure = (error.code, str(error))
+            finally:
+                read.decoded.discard()
+        self.ledger.finish(opened)
+
+
+def _source_row(key: str, source: Source, options: IngestOptions) -> rows.Row:
+    size, modified = _stat(source.path)
+    return {
+        "source_key": key,
+        "bytes": size,
+        "modified_ns": modified,
+        "source_digest": None,
+        "options_digest": source.options_digest(options, with_limits=False),
+        "items": [],
+        "state": "ingested",
+    }
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """(bytes, modification time in ns), of a link itself where it leads nowhere, (-1, 0) where there is nothing."""
+    for follow in (True, False):
+        try:
+            stat = path.stat(follow_symlinks=follow)
+        except OSError:
+            continue
+        return stat.st_size, stat.st_mtime_ns
+    return -1, 0
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise ItemError("unreadable", f"it cannot be read: {error.strerror}") from error

@@ -1,0 +1,159 @@
+"""The networks of a model package, on one device: TorchScript, ONNX, or a Python network with a state dict."""
+
+import importlib
+import io
+import os
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...jobs.task import Task
+from ...lake.errors import ModelError
+from ...lake.ids import sha256_bytes
+from ...lake.layout import Lake
+from ...lake.models import Manifest, network_code, read_file
+
+Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+class OutOfMemory(Exception):  # noqa: N818 - a signal to halve the batch
+    """The batch did not fit the device."""
+
+
+class Networks:
+    """The networks of a package by step, ready to compute. One is held by one worker."""
+
+    def __init__(self, lake: Lake, manifest: Manifest, task: Task, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        load = {"torchscript": _torchscript, "onnx": _onnx, "python": _python}[manifest.runtime]
+        self._forward = [load(lake, manifest, name, task.outputs, self.device, threads) for name in task.steps]
+
+    def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs by name, first axis the batch. Raises OutOfMemory where the batch does not fit."""
+        try:
+            with torch.inference_mode():
+                return self._forward[step](inputs)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+                raise OutOfMemory from error
+            raise
+
+    def finite(self, outputs: Mapping[str, torch.Tensor]) -> bool:
+        """Whether no output has NaN or infinite values."""
+        return all(bool(torch.isfinite(value).all()) for value in outputs.values() if value.is_floating_point())
+
+    def versions(self) -> str:
+        """Of what computes."""
+        return f"torch {torch.__version__}, numpy {np.__version__}, python {platform.python_version()}"
+
+    def device_name(self) -> str:
+        """What it computes on."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def choose_device(wanted: str) -> str:
+    """`cuda` where there is one and it is not refused, else `cpu`. Raises ModelError where a wanted one is missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("the job wants device: cuda, there is none here; use device: auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _named(outputs: tuple[str, ...], values: Any) -> dict[str, torch.Tensor]:
+    if isinstance(values, Mapping):
+        return {name: values[name] for name in outputs}
+    listed = list(values) if isinstance(values, tuple | list) else [values]
+    return dict(zip(outputs, listed, strict=False))
+
+
+def _torchscript(
+    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+) -> Forward:
+    del threads
+    try:
+        module = torch.jit.load(io.BytesIO(read_file(lake, manifest, name)), map_location=device).eval()  # type: ignore[no-untyped-call]  # torch has no type for it
+    except RuntimeError as error:
+        raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not TorchScript") from error
+    return lambda inputs: _named(outputs, module(*inputs.values()))
+
+
+def _onnx(
+    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+) -> Forward:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ModelError("this onnxruntime has no CUDA; install onnxruntime-gpu, or set device: cpu in the job")
+        providers = ["CUDAExecutionProvider", *providers]
+    try:
+        session = onnxruntime.InferenceSession(read_file(lake, manifest, name), settings, providers=providers)
+    except Exception as error:  # onnxruntime raises plain classes of its own for a bad file
+        raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not an ONNX model that runs here") from error
+    there = {output.name for output in session.get_outputs()}
+    if not set(outputs) <= there:
+        raise ModelError(
+            f"{manifest.ref}: the task needs outputs {', '.join(outputs)}, the model has {', '.join(sorted(there))}"
+        )
+
+    def forward(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        values = session.run(list(outputs), {key: value.cpu().numpy() for key, value in inputs.items()})
+        return {key: torch.from_numpy(value) for key, value in zip(outputs, values, strict=True)}
+
+    return forward
+
+
+def _python(
+    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+) -> Forward:
+    del threads
+    build = _builder(lake, manifest)
+    try:
+        weights = torch.load(io.BytesIO(read_file(lake, manifest, name)), map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle that wants to run code, or no state dict at all
+        raise ModelError(
+            f"{manifest.ref}: {manifest.files[name].path} is not a plain state dict; nothing of it was run"
+        ) from error
+    shared = {key: value for key, value in manifest.network_options.items() if key not in manifest.files}
+    network = build(**shared, **manifest.network_options.get(name, {}))
+    try:
+        network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
+    except (RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{manifest.ref}: {manifest.files[name].path} does not fit the network {manifest.network}"
+        ) from error
+    network = network.to(device).eval()
+    return lambda inputs: _named(outputs, network(*inputs.values()))
+
+
+def _builder(lake: Lake, manifest: Manifest) -> Callable[..., torch.nn.Module]:
+    """What builds the network. Code that is not diastole's runs only if it is allowed by name and digest."""
+    where, _, attribute = (manifest.network or "").partition(":")
+    own = where.startswith("diastole.")
+    allowed = os.environ.get("DIASTOLE_ALLOW_CODE", "").split(",")
+    if not own and f"{manifest.ref}:{manifest.model_digest}" not in allowed:
+        raise ModelError(
+            f"{manifest.ref} brings code of its own ({manifest.network}); if you trust it, allow it with: "
+            f"DIASTOLE_ALLOW_CODE={manifest.ref}:{manifest.model_digest}"
+        )
+    if where.endswith(".py"):
+        entry = next((name for name, file in manifest.files.items() if file.path == where), None)
+        if entry is None:
+            raise ModelError(f"{manifest.ref}: {where} must be listed in files with its sha256")
+        namespace: dict[str, Any] = {"__name__": where.removesuffix(".py")}
+        exec(compile(read_file(lake, manifest, entry), where, "exec"), namespace)  # noqa: S102 - allowed above, by digest
+        return namespace[attribute]
+    if sha256_bytes(network_code(manifest)) != manifest.network_sha256:
+        raise ModelError(
+            f"{manifest.ref}: the code of {where} changed since the model was added; add it as a new version"
+        )
+    return getattr(importlib.import_module(where), attribute)

@@ -1,0 +1,276 @@
+"""What an ingest is about to write, collected over many sources, judged against what is there, and written in order.
+
+Order: files into `integrity`, then items, then quarantine, then sources. A source is done only by its row in
+`sources`, so a kill anywhere leaves sources that the next ingest reads again, and finds their items there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diastole.lake import crash, delta, integrity, items, quarantine, sequences
+from diastole.lake.layout import Lake
+
+from .rows import Claim, Row
+
+CLAIMS, SOURCES, BYTES = 20_000, 200, 256 * 2**20
+"""Claims, sources, or bytes of arrays and letters after which what was collected is written."""
+_STORED = ("array", "row", "ingested_at")
+"""Columns that say where and when, not what."""
+
+
+@dataclass
+class Counts:
+    """Items by what became of them, and sources that failed by code."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    gone: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class OpenSource:
+    """A source whose claims come in: its row of `sources`, and what it claimed so far."""
+
+    row: Row
+    options_if_failed: str = ""
+    """What stands for its `options_digest` if it fails: with the limits, since raising them may mend it."""
+    seen: dict[str, str] = field(default_factory=dict)
+    """item_id → content_digest of each claim."""
+    conflicts: int = 0
+    failure: tuple[str, str] | None = None
+    keep: bool = False
+    """Whether its items stay as they were, since it was not decoded."""
+
+
+class Ledger:
+    """Claims and finished sources of one dataset; `settle` writes them. Used by one thread."""
+
+    def __init__(self, lake: Lake, dataset: str) -> None:
+        self.counts = Counts()
+        self._lake, self._dataset = lake, dataset
+        self._sources = (
+            items.read_sources(lake, dataset).select(items.SOURCES.names).cast(items.SOURCES).combine_chunks()
+        )
+        self._at = {key: row for row, key in enumerate(self._sources["source_key"].to_pylist())}
+        self._events: list[tuple[OpenSource, Claim | None]] = []
+        self._bytes = self._done = 0
+
+    def known(self, source_key: str) -> Row | None:
+        """A source's row, without its items; None for one that was never finished."""
+        at = self._at.get(source_key)
+        if at is None:
+            return None
+        return {name: self._sources[name][at].as_py() for name in items.SOURCES.names if name != "items"}
+
+    def items_of(self, source_key: str) -> list[str]:
+        """The items that a source gave when it was last read."""
+        at = self._at.get(source_key)
+        return [] if at is None else self._sources["items"][at].as_py() or []
+
+    def claim(self, source: OpenSource, claim: Claim) -> None:
+        """Take in an item of a source."""
+        self._events.append((source, claim))
+        self._bytes += claim.row["nbytes"]
+        if len(self._events) >= CLAIMS or self._bytes >= min(BYTES, sequences.PACK_BYTES if claim.letters else BYTES):
+            self.settle()
+
+    def finish(self, source: OpenSource) -> None:
+        """All claims of a source are in, or it failed."""
+        self._events.append((source, None))
+        self._done += 1
+        if self._done >= SOURCES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Write what was collected."""
+        events, self._events = self._events, []
+        self._bytes = self._done = 0
+        if not events:
+            return
+        batch = _Batch(self, self._lake, self._dataset, [c for _, c in events if c is not None])
+        for source, claim in events:
+            if claim is None:
+                batch.finish(source)
+            else:
+                batch.judge(source, claim)
+        done = batch.write()
+        self._sources = pa.concat_tables([self._sources, done]).combine_chunks()
+        first = self._sources.num_rows - done.num_rows
+        self._at.update({key: first + row for row, key in enumerate(done["source_key"].to_pylist())})
+
+    def owners(self, item_ids: Iterable[str]) -> dict[str, set[str]]:
+        """item_id → keys of the sources that claim it, for those that any does."""
+        column = self._sources["items"]
+        wanted = pa.array(list(item_ids), pa.string())
+        if not len(wanted) or not len(column):
+            return {}
+        flat, parents = pc.list_flatten(column), pc.list_parent_indices(column)
+        mask = pc.is_in(flat, value_set=wanted)
+        found: dict[str, set[str]] = {}
+        pairs = zip(flat.filter(mask).to_pylist(), parents.filter(mask).to_pylist(), strict=True)
+        keys = self._sources["source_key"]
+        for item_id, parent in pairs:
+            key = keys[parent].as_py()
+            if self._at[key] == parent:  # else an older row of a source that was read again
+                found.setdefault(item_id, set()).add(key)
+        return found
+
+
+class _Batch:
+    """One settling: the claims, what the tables have of them, and what is to be written."""
+
+    def __init__(self, ledger: Ledger, lake: Lake, dataset: str, claims: list[Claim]) -> None:
+        self._ledger, self._lake, self._dataset = ledger, lake, dataset
+        self._counts = ledger.counts
+        self._there = self._rows({claim.row["item_id"] for claim in claims})
+        self._owners = ledger.owners(self._there)
+        known = [claim for claim in claims if claim.row["item_id"] in self._there]
+        plain = pa.Table.from_pylist(
+            [claim.row for claim in known], items.ITEMS
+        ).to_pylist()  # as it would be read back
+        self._plain = {id(claim): row for claim, row in zip(known, plain, strict=True)}
+        self._claimed: dict[str, str] = {}  # item_id → content_digest, of all that were taken
+        self._new: dict[str, Claim] = {}  # item_id → claim to be written
+        self._gone: dict[str, Row] = {}
+        self._failures: dict[str, tuple[str, str]] = {}
+        self._mended: list[str] = []
+        self._done: dict[str, Row] = {}
+
+    def judge(self, source: OpenSource, claim: Claim) -> None:
+        """Decide whether a claim is a new item, a change, nothing new, or a conflict with another."""
+        item_id, digest = claim.row["item_id"], claim.row["content_digest"]
+        rival = source.seen.get(item_id) or self._claimed.get(item_id)
+        there = self._there.get(item_id)
+        others = self._owners.get(item_id, set()) - {source.row["source_key"]}
+        taken = there is not None and there["state"] == "live" and there["content_digest"] != digest and bool(others)
+        if taken or rival not in (None, digest):
+            source.conflicts += 1
+            return
+        source.seen[item_id] = self._claimed[item_id] = digest
+        if self._gone.pop(item_id, None) is not None:
+            self._counts.gone -= 1
+        if rival is not None:
+            self._counts.unchanged += 1
+        elif there is None:
+            self._counts.added += 1
+            self._new[item_id] = claim
+        else:
+            self._compare(
+                claim, there, others_only=bool(others) and source.row["source_key"] not in self._owners[item_id]
+            )
+
+    def _compare(self, claim: Claim, there: Row, *, others_only: bool) -> None:
+        """Keep what is there where nothing changed, and its array where only what is said of it changed."""
+        row = claim.row
+        same_content = there["state"] == "live" and there["content_digest"] == row["content_digest"]
+        if same_content and (others_only or _what(self._plain[id(claim)]) == _what(there)):
+            self._counts.unchanged += 1
+            return
+        self._counts.changed += 1
+        if same_content:
+            claim = Claim({**row, "array": there["array"], "row": there["row"]})
+        self._new[row["item_id"]] = claim
+
+    def finish(self, source: OpenSource) -> None:
+        """Decide what becomes of a source, and of the items that it had and has no more."""
+        key = source.row["source_key"]
+        before = self._ledger.items_of(key)
+        failure = source.failure
+        if failure is None and source.conflicts:
+            failure = (
+                "id_conflict",
+                f"{source.conflicts} of its items have the id of another item with other content; "
+                "give it a key of its own in a manifest (column key), or make its record ids unique",
+            )
+        self._claimed.update(source.seen)  # also those that an earlier batch wrote
+        if failure is None and not source.keep:
+            self._mended.append(key)
+            self._lose(key, set(before) - set(source.seen))
+        if failure is not None:
+            source.row |= {"state": "quarantined", "options_digest": source.options_if_failed}
+            self._failures[key] = failure
+            self._counts.quarantined[failure[0]] = self._counts.quarantined.get(failure[0], 0) + 1
+        source.row["items"] = (
+            before if source.keep else list(dict.fromkeys([*(before if failure else []), *source.seen]))
+        )
+        self._done[key] = source.row
+
+    def write(self) -> pa.Table:
+        """Write everything, in order, and give the rows of the sources that are done."""
+        files = {file.path: file for claim in self._new.values() for file in claim.files}
+        files |= {file.path: file for file in self._pack()}
+        crash.point("ingest-stored")
+        integrity.record(self._lake, self._unrecorded(files), "ingest")
+        crash.point("ingest-integrity")
+        now = datetime.now(UTC)
+        rows = [{**row, "ingested_at": now} for row in [*(c.row for c in self._new.values()), *self._gone.values()]]
+        delta.ensure_table(self._lake, self._lake.dataset(self._dataset, "items"), items.ITEMS)  # also where all failed
+        items.write_items(self._lake, self._dataset, pa.Table.from_pylist(rows, items.ITEMS))
+        crash.point("ingest-items")
+        if self._failures:
+            quarantine.record(self._lake, self._dataset, self._failures)
+        if self._mended:
+            quarantine.mend(self._lake, self._dataset, self._mended)
+        crash.point("ingest-quarantine")
+        done = pa.Table.from_pylist(list(self._done.values()), items.SOURCES)
+        items.write_sources(self._lake, self._dataset, done)
+        return done
+
+    def _pack(self) -> list[integrity.FileRecord]:
+        """Write the letters of new and changed sequences; their rows then say where."""
+        waiting = [claim for claim in self._new.values() if claim.letters is not None]
+        files = []
+        while waiting:
+            stop, size = 0, 0
+            while stop < len(waiting) and (stop == 0 or size + waiting[stop].row["nbytes"] <= sequences.PACK_BYTES):
+                size += waiting[stop].row["nbytes"]
+                stop += 1
+            pack, waiting = waiting[:stop], waiting[stop:]
+            digests, letters = [c.row["content_digest"] for c in pack], [c.letters or b"" for c in pack]
+            path, record = sequences.write_pack(
+                self._lake, self._lake.dataset(self._dataset, "sequences"), digests, letters
+            )
+            files.append(record)
+            for number, claim in enumerate(pack):
+                claim.row["array"], claim.row["row"] = path, number
+        return files
+
+    def _lose(self, key: str, item_ids: set[str]) -> None:
+        """Items that their only source does not hold any more are gone."""
+        owners = self._ledger.owners(item_ids)
+        for item_id, row in self._rows({i for i in item_ids if not owners.get(i, set()) - {key}}).items():
+            if row["state"] == "live" and item_id not in self._claimed:
+                self._counts.gone += 1
+                self._gone[item_id] = {**row, "state": "gone"}
+
+    def _rows(self, item_ids: set[str]) -> dict[str, Row]:
+        rows = self._matching(self._lake.dataset(self._dataset, "items"), "item_id", item_ids)
+        return {row["item_id"]: row for row in rows}
+
+    def _unrecorded(self, files: dict[str, integrity.FileRecord]) -> list[integrity.FileRecord]:
+        """Leave out what an ingest that was killed has recorded, or another item with the same content."""
+        recorded = {row["path"] for row in self._matching(integrity.PATH, "path", set(files))}
+        return [file for path, file in files.items() if path not in recorded]
+
+    def _matching(self, path: str, column: str, values: set[str]) -> list[dict[str, Any]]:
+        table = delta.open_table(self._lake, path) if values else None
+        if table is None:
+            return []
+        # Not `to_table(filter=…)`: deltalake 1.6.6 gives statistics as string_view after a merge, and pyarrow 26
+        # cannot compare those with strings. New data match nothing, so one narrow column mostly answers.
+        dataset, wanted = table.to_pyarrow_dataset(), pa.array(values, pa.string())
+        if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
+            return []
+        batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
+        return [row for batch in batches if batch.num_rows for row in batch.to_pylist()]
+
+
+def _what(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in _STORED}

@@ -1,0 +1,60 @@
+"""A queue bounded in bytes, between two stages; closing it ends both."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ..lake.errors import EnvironmentFailure
+
+T = TypeVar("T")
+
+PATIENCE = 3600.0
+"""Seconds that a stage waits for another before it says that the other hangs."""
+
+
+class Closed(Exception):  # noqa: N818 - a signal, not an error
+    """The other side is gone; the stage ends."""
+
+
+class ByteQueue(Generic[T]):
+    """First in, first out. What is larger than the bound enters an empty queue."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit, self._bytes = limit, 0.0
+        self._entries: deque[tuple[T, float]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, entry: T, nbytes: float = 0.0) -> None:
+        """Wait for room and append. Raises Closed once the queue is closed."""
+        with self._changed:
+            self._wait(lambda: not self._entries or self._bytes + nbytes <= self._limit)
+            self._entries.append((entry, nbytes))
+            self._bytes += nbytes
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        """Wait for an entry and take it. Raises Closed once the queue is closed."""
+        with self._changed:
+            self._wait(lambda: bool(self._entries))
+            return self._take()
+
+    def close(self) -> None:
+        """End both sides; what is in the queue is dropped."""
+        with self._changed:
+            self._closed = True
+            self._entries.clear()
+            self._changed.notify_all()
+
+    def _take(self) -> T:
+        entry, nbytes = self._entries.popleft()
+        self._bytes -= nbytes
+        self._changed.notify_all()
+        return entry
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        if not self._changed.wait_for(lambda: self._closed or ready(), PATIENCE):
+            raise EnvironmentFailure(f"a stage of the engine did not move for {PATIENCE:.0f} s")
+        if self._closed:
+            raise Closed

@@ -1,0 +1,148 @@
+"""From what a reader found to rows of the items table."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diastole.lake import arrays, sequences
+from diastole.lake.errors import ItemError
+from diastole.lake.ids import canonical_json, keyed
+from diastole.lake.integrity import FileRecord
+from diastole.lake.items import ITEMS
+from diastole.lake.layout import Lake
+
+from .decode import Decoded
+from .sources import IngestOptions, Source, acquired_at
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An item that a source says it has: its row, and its files or its letters."""
+
+    row: Row
+    files: list[FileRecord] = field(default_factory=list)
+    letters: bytes | None = None
+
+
+def store_arrays(lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded) -> list[Claim]:
+    """Write the volumes and recordings of a source. Raises ItemError where the reader broke its contract."""
+    claims = []
+    for entry in decoded.entries:
+        if entry.get("kind") not in ("volume", "recording"):
+            continue
+        try:
+            claims.append(_array_claim(lake, dataset, source, options, decoded, entry))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ItemError(
+                "unsupported", f"the {decoded.format} reader gave something that cannot be stored"
+            ) from error
+    return claims
+
+
+def sequence_claims(
+    lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded
+) -> Iterator[Claim]:
+    """The records of a source, one by one; their letters are mapped, not read at once."""
+    for entry in decoded.entries:
+        if entry.get("kind") == "sequences":
+            try:
+                yield from _records(lake, dataset, source, options, decoded, entry)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ItemError(
+                    "unsupported", f"the {decoded.format} reader gave records that cannot be stored"
+                ) from error
+
+
+def _array_claim(
+    lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded, entry: Mapping[str, Any]
+) -> Claim:
+    data = arrays.check_dtype(np.load(decoded.file(entry["file"]), mmap_mode="r", allow_pickle=False))
+    meta = dict(entry["meta"])
+    volume = entry["kind"] == "volume"
+    if data.ndim not in ((3, 4) if volume else (2,)):
+        raise ValueError("axes")
+    write = arrays.write_volume if volume else arrays.write_recording
+    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta)
+    row = _row(lake, dataset, source, options, str(entry["suffix"]))
+    row["modality"] = source.modality(options) or entry["modality"]
+    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
+    row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
+    if volume:
+        row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
+    else:
+        row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
+    return Claim(row, stored.files)
+
+
+def _records(
+    lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded, entry: Mapping[str, Any]
+) -> Iterator[Claim]:
+    alphabet = str(entry["meta"]["alphabet"])
+    letters = np.memmap(decoded.file(entry["file"]), np.uint8, "r")
+    at = 0
+    with decoded.file(entry["records"]).open(encoding="utf-8") as lines:
+        for line in lines:
+            record_id, length, occurring, attributes = json.loads(line)
+            text = letters[at : at + length].tobytes()
+            at += length
+            if len(text) != length:
+                raise ValueError("letters")
+            row = _row(lake, dataset, source, options, "", record_id=str(record_id), records=int(entry["count"]))
+            row["modality"] = source.said.get("modality") or options.modality or entry["modality"]
+            row |= {"content_digest": sequences.sequence_digest(alphabet, text), "shape": [length], "dtype": "uint8"}
+            row["nbytes"] = length
+            row["attributes"] = canonical_json({**entry["attributes"], **attributes}).decode()
+            row["sequence"] = {
+                "alphabet": alphabet,
+                "letters": occurring,
+                "length": length,
+                "assembly": options.assembly,
+            }
+            yield Claim(row, letters=text)
+
+
+def _row(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    suffix: str,
+    record_id: str | None = None,
+    records: int = 1,
+) -> Row:
+    """What is known of an item before its content: ids without a name in them, and what the user said."""
+    said, subject, session = source.said, source.subject, source.session
+    natural_key = source.natural_key + suffix
+    public = natural_key
+    if record_id is not None:
+        named = said.get("key") or options.assembly or source.relative
+        natural_key, public = f"{named}\0{record_id}", record_id
+    given = said.get("name") if records == 1 else None  # one name cannot be that of many records
+    row: Row = dict.fromkeys(ITEMS.names)
+    row |= {
+        "item_id": lake.item_id(dataset, natural_key),
+        "name": f"{given}{suffix}" if given else public if options.public else None,
+        "subject_id": lake.subject_id(subject) if subject else None,
+        "session_id": keyed(lake.key, "session", subject or "", session) if session else None,
+        "derived_from": _derived_from(lake, dataset, said.get("derived_from")),
+        "acquired_at": acquired_at(said.get("acquired_at")),
+        "site": said.get("site"),
+        "laterality": said.get("laterality"),
+        "licence": said.get("licence") or options.licence,
+        "permitted_use": said.get("permitted_use") or options.permitted_use,
+        "state": "live",
+    }
+    return row
+
+
+def _derived_from(lake: Lake, dataset: str, said: str | None) -> str | None:
+    """The id of the item that a manifest names by its id, or by its natural key in the same dataset."""
+    if said is None or re.fullmatch("[0-9a-f]{32}", said):
+        return said
+    return lake.item_id(dataset, said)

@@ -1,0 +1,236 @@
+"""Events in a recording: spindles, seizures, artefacts. One row per event, one per recording also where there is none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ...jobs.task import Options, Result, Task, Unit, Window
+from ...lake.errors import ItemError
+from .signals import bridged, gaps, ratio, region, resampled, scalogram, standardised
+
+
+class Scalogram(Options):
+    """A wavelet transform that the net sees beside the signal."""
+
+    wavelet: str
+    scales: tuple[float, float, int]
+    """First, last, and how many, geometric."""
+    precision: int
+    """2^precision samples of the wavelet, as in the net's training."""
+
+
+class EventOptions(Options):
+    """How a recording becomes windows, and outputs become events."""
+
+    rate: float
+    """Hz that the net sees."""
+    window_s: float
+    step_s: float
+    """A window keeps the events whose centre is nearer to its middle than to any other window's."""
+    scalogram: Scalogram | None = None
+    longest_s: float
+    """An event's duration where the net's output is 1. The net gives confidence, centre and duration per segment."""
+    threshold: float = 0.5
+    """Least confidence of an event."""
+    overlap: float = 0.3
+    """Of two events with a greater intersection over union, the more confident stays."""
+    channels: Literal["eeg", "all"] | list[str] = "eeg"
+    """Which channels are searched, each on its own."""
+    flat_s: float = 0.5
+    """One value for at least so long is a gap, as NaN is."""
+    margin_s: float = 0.5
+    """Events nearer than this to a gap are dropped."""
+    valid: float = 0.5
+    """Least share of a window that is no gap."""
+
+
+@dataclass
+class _State:
+    data: np.ndarray
+    meta: Mapping[str, Any]
+    channels: list[int]
+    change: Fraction
+    missing: dict[int, np.ndarray] = field(default_factory=dict)
+    """Gaps by channel, in samples of the source."""
+    found: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    """(start, end, confidence) by channel, in samples of the net's rate."""
+    skipped: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """Time that no window covered, in samples of the net's rate."""
+
+
+class Events(Task):
+    """Windows of every channel, a detection grid decoded in each, merged over the windows' borders."""
+
+    name = "events"
+    version = 1
+    outputs = ("detection",)
+    item_columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("duration_s", pa.float64()),
+            pa.field("channels", pa.list_(pa.string())),  # that were searched
+            pa.field("evaluated_s", pa.list_(pa.float64())),  # of each: an event could have been found
+            pa.field("events_per_min", pa.float64()),  # over all channels, per minute evaluated
+        ]
+    )
+    row_columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("start_s", pa.float64()),
+            pa.field("end_s", pa.float64()),
+            pa.field("confidence", pa.float64()),
+            pa.field("channel", pa.string()),
+        ]
+    )
+    units: ClassVar[Mapping[str, str]] = {"duration_s": "s", "evaluated_s": "s", "start_s": "s", "end_s": "s"} | {
+        "events_per_min": "/min",
+        "confidence": "1",
+    }
+    options_type = EventOptions
+
+    def begin(self, unit: Unit) -> _State:
+        data, meta = unit.data["input"], unit.meta["input"]
+        state = _State(data, meta, self._channels(meta), ratio(meta["rate"], self.options.rate))
+        for channel in state.channels:
+            state.missing[channel] = gaps(data[channel], round(self.options.flat_s * meta["rate"]))
+        return state
+
+    def _channels(self, meta: Mapping[str, Any]) -> list[int]:
+        names, wanted = list(meta["channels"]), self.options.channels
+        if isinstance(wanted, list):
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                raise ItemError("channel_missing", f"{len(missing)} of the job's {len(wanted)} channels are not in it")
+            return [names.index(name) for name in wanted]
+        chosen = [n for n, kind in enumerate(meta["channel_types"]) if wanted == "all" or kind == "EEG"]
+        if not chosen:
+            raise ItemError(
+                "no_eeg_channel", "none of its channels is known as EEG; name them in the job: options.channels"
+            )
+        return chosen
+
+    def _size(self) -> int:
+        return round(self.options.window_s * self.options.rate)
+
+    def _starts(self, state: _State) -> tuple[np.ndarray, int]:
+        """First sample of each window, and the samples of the recording, at the net's rate."""
+        total = max(self._size(), int(np.ceil(state.data.shape[1] * state.change)))
+        starts = np.arange(0, total - self._size() + 1, round(self.options.step_s * self.options.rate))
+        return (starts if starts[-1] == total - self._size() else np.append(starts, total - self._size())), total
+
+    def windows(self, state: _State, step: int) -> Sequence[Window]:
+        del step
+        starts, total = self._starts(state)
+        middles = (starts[:-1] + starts[1:] + self._size()) / 2
+        own = np.concatenate([[0.0], middles, [np.inf]])
+        windows: list[Window] = []
+        for channel in state.channels:
+            valid = _valid(state.missing[channel], state.change, starts, self._size())
+            for number, start in enumerate(starts):
+                bounds = (float(own[number]), float(own[number + 1]))
+                if valid[number] < self.options.valid:
+                    state.skipped.setdefault(channel, []).append((bounds[0], min(bounds[1], total)))
+                    continue
+                piece, offset = region(int(start), self._size(), state.change, state.data.shape[1])
+                regions = {"input": (slice(channel, channel + 1), piece)}
+                windows.append(Window(len(windows), regions, tag=(channel, int(start), offset, bounds)))
+        return windows
+
+    def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The standardised signal (1, time) and, where the net wants it, its standardised scalogram (scales, time)."""
+        channel, _, offset, _ = window.tag
+        first = window.regions["input"][1].start
+        samples = raw["input"][0] * state.meta["gain"][channel] + state.meta["offset"][channel]
+        missing = np.clip(state.missing[channel] - first, 0, len(samples))
+        signal = bridged(samples, missing[missing[:, 1] > missing[:, 0]])
+        signal = resampled(signal, state.change, offset, self._size())
+        ready = {"raw_signal": standardised(signal[None]).astype(np.float32)}
+        if (how := self.options.scalogram) is not None:
+            scales = np.geomspace(*how.scales)
+            image = scalogram(signal - signal.mean(), how.wavelet, scales, how.precision)
+            ready["spectrogram"] = standardised(image).astype(np.float32)
+        return ready
+
+    def encode(self, step: int, ready: Sequence[dict[str, np.ndarray]], device: Any) -> dict[str, Any]:
+        del step
+        import torch
+
+        return {name: torch.from_numpy(np.stack([one[name] for one in ready])).to(device) for name in ready[0]}
+
+    def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
+        del step
+        channel, start, _, (first, last) = window.tag
+        found = self._decoded(outputs["detection"].float().sigmoid().double().cpu().numpy())
+        found[:, :2] += start
+        centre = found[:, :2].mean(axis=1)
+        state.found.setdefault(channel, []).append(found[(centre >= first) & (centre < last)])
+
+    def _decoded(self, grid: np.ndarray) -> np.ndarray:
+        """(segments, 3) of confidence, centre in the segment, duration → (events, 3) of start, end, confidence."""
+        size, longest = self._size(), self.options.longest_s * self.options.rate
+        kept = np.flatnonzero(grid[:, 0] >= self.options.threshold)
+        centre = (kept + grid[kept, 1]) * size / len(grid)
+        half = grid[kept, 2] * longest / 2
+        events = np.stack([np.clip(centre - half, 0, size), np.clip(centre + half, 0, size), grid[kept, 0]], axis=1)
+        return suppress(events[events[:, 1] > events[:, 0]], self.options.overlap)
+
+    def finish(self, state: _State) -> Result:
+        rate, names = self.options.rate, state.meta["channels"]
+        duration = state.data.shape[1] / state.meta["rate"]
+        events: list[tuple[float, float, float, str]] = []
+        evaluated = []
+        for channel in state.channels:
+            margin = np.array([-self.options.margin_s, self.options.margin_s])
+            blocked = state.missing[channel] / state.meta["rate"] + margin
+            merged = suppress(np.concatenate(state.found.get(channel) or [np.empty((0, 3))]), self.options.overlap)
+            for start, end, confidence in merged[np.argsort(merged[:, 0], kind="stable")]:
+                start_s, end_s = start / rate, min(end / rate, duration)
+                if not ((blocked[:, 0] < end_s) & (blocked[:, 1] > start_s)).any():
+                    events.append((start_s, end_s, confidence, names[channel]))
+            skipped = np.array(state.skipped.get(channel, [])).reshape(-1, 2) / rate
+            evaluated.append(duration - _covered(np.concatenate([blocked, skipped]), duration))
+        minutes = sum(evaluated) / 60
+        columns = {
+            "duration_s": duration,
+            "channels": [names[channel] for channel in state.channels],
+            "evaluated_s": evaluated,
+            "events_per_min": len(events) / minutes if minutes else None,
+        }
+        values = zip(*events, strict=True) if events else ([], [], [], [])
+        return Result(columns, rows=dict(zip(self.row_columns.names, map(list, values), strict=True)))
+
+
+def suppress(events: np.ndarray, overlap: float) -> np.ndarray:
+    """Greedy non-maximum suppression of (start, end, confidence) rows; most confident first, of equals the first."""
+    events = events[np.argsort(-events[:, 2], kind="stable")]
+    kept: list[int] = []
+    alive = np.ones(len(events), bool)
+    for place, (start, end, _) in enumerate(events):
+        if not alive[place]:
+            continue
+        kept.append(place)
+        common = np.clip(np.minimum(end, events[:, 1]) - np.maximum(start, events[:, 0]), 0, None)
+        union = (end - start) + (events[:, 1] - events[:, 0]) - common
+        alive &= ~(common >= overlap * np.maximum(union, 1e-12))
+    return events[kept]
+
+
+def _valid(missing: np.ndarray, change: Fraction, starts: np.ndarray, size: int) -> np.ndarray:
+    """Share of each window that is no gap."""
+    spans = missing * float(change)
+    return np.array([1 - _overlap(spans, start, start + size) / size for start in starts])
+
+
+def _overlap(spans: np.ndarray, first: float, last: float) -> float:
+    return float(np.clip(np.minimum(spans[:, 1], last) - np.maximum(spans[:, 0], first), 0, None).sum())
+
+
+def _covered(spans: np.ndarray, duration: float) -> float:
+    """Length of the union of spans within the recording."""
+    total, reached = 0.0, 0.0
+    for start, stop in np.clip(spans[np.argsort(spans[:, 0])], 0.0, duration):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total

@@ -1,0 +1,60 @@
+"""Turning volumes between how they are stored and how a net sees them; pure functions of arrays and affines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _transform(meta: Mapping[str, Any], orientation: str | None, *, back: bool) -> np.ndarray | None:
+    """nibabel's description of the turn from stored (x, y, z) to `orientation`, or back."""
+    if orientation is None:
+        return None
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+    source = io_orientation(np.array(meta["affine"], dtype=float).reshape(4, 4))
+    target = axcodes2ornt(tuple(orientation))
+    return np.asarray(ornt_transform(target, source) if back else ornt_transform(source, target))
+
+
+def canonical(data: np.ndarray, meta: Mapping[str, Any], orientation: str | None, axes: str) -> np.ndarray:
+    """Stored (z, y, x) → a view whose axes point as `orientation` says, in the order that `axes` says."""
+    from nibabel.orientations import apply_orientation
+
+    turned = data.transpose(2, 1, 0)
+    transform = _transform(meta, orientation, back=False)
+    if transform is not None:
+        turned = apply_orientation(turned, transform)
+    return turned if axes == "xyz" else turned.transpose(2, 1, 0)
+
+
+def stored(data: np.ndarray, meta: Mapping[str, Any], orientation: str | None, axes: str) -> np.ndarray:
+    """The way back of `canonical`: (z, y, x) on the grid of the source."""
+    from nibabel.orientations import apply_orientation
+
+    turned = data if axes == "xyz" else data.transpose(2, 1, 0)
+    transform = _transform(meta, orientation, back=True)
+    if transform is not None:
+        turned = apply_orientation(turned, transform)
+    return np.ascontiguousarray(turned.transpose(2, 1, 0))
+
+
+def nearest(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Nearest neighbour on another grid, voxel centres aligned as in torch's `nearest-exact`."""
+    for axis, (old, new) in enumerate(zip(volume.shape, shape, strict=True)):
+        if old != new:
+            index = np.floor((np.arange(new, dtype=np.float32) + np.float32(0.5)) * (np.float32(old) / np.float32(new)))
+            volume = volume.take(np.minimum(index.astype(np.int64), old - 1), axis=axis)
+    return np.ascontiguousarray(volume)
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest of the components that touch by a face, an edge or a corner; the mask itself where it is empty."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    labels, count = label(mask, generate_binary_structure(mask.ndim, mask.ndim))
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(labels == sizes.argmax())

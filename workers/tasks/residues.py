@@ -1,0 +1,105 @@
+"""A class for each residue of a protein: secondary structure, disorder, binding, …"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from ...jobs.task import Options, Result, Task, Unit, Window
+from ...lake.models import Manifest
+
+PAD = 255
+
+
+class ResidueOptions(Options):
+    """How letters become numbers."""
+
+    alphabet: str
+    """Letters in the order of the network's one-hot input."""
+    activation: str = "softmax"
+    """What turns the network's output into probabilities: softmax, or none where it gives them itself."""
+
+
+@dataclass
+class _State:
+    codes: np.ndarray
+    """(length,) uint8."""
+    probabilities: np.ndarray | None = None
+    """(length, classes) float32."""
+
+
+class Residues(Task):
+    """One window per protein; proteins of like length share a batch, and what pads them changes no result."""
+
+    name = "residues"
+    version = 1
+    item_columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("length", pa.int64()),
+            pa.field("classes", pa.string()),  # the likeliest class of each residue, one letter each
+            pa.field("probabilities", pa.list_(pa.list_(pa.float32()))),  # per residue, in the order of the classes
+            pa.field("fractions", pa.list_(pa.float64())),  # of residues in each class
+        ]
+    )
+    units: ClassVar[Mapping[str, str]] = {"length": "{residue}", "probabilities": "1", "fractions": "1"}
+    options_type = ResidueOptions
+
+    def __init__(self, manifest: Manifest, options: ResidueOptions) -> None:
+        super().__init__(manifest, options)
+        self._code = np.full(256, PAD, np.uint8)
+        for number, letter in enumerate(options.alphabet.encode()):
+            self._code[letter] = number
+
+    def begin(self, unit: Unit) -> _State:
+        return _State(self._code[unit.data["input"]])
+
+    def windows(self, state: _State, step: int) -> Sequence[Window]:
+        del step
+        padded = _padded(len(state.codes))
+        return [Window(0, {"input": ()}, bucket=padded, weight=float(padded))]
+
+    def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> np.ndarray:
+        del window, raw
+        return state.codes
+
+    def encode(self, step: int, ready: Sequence[np.ndarray], device: Any) -> dict[str, Any]:
+        """x: (batch, longest, letters) one-hot, zeros where padded; lengths: (batch,) on the CPU."""
+        del step
+        import torch
+
+        lengths = torch.tensor([len(codes) for codes in ready])
+        codes = torch.full((len(ready), int(lengths.max())), PAD, dtype=torch.uint8)
+        for place, sequence in enumerate(ready):
+            codes[place, : len(sequence)] = torch.from_numpy(sequence)
+        codes = codes.to(device)
+        letters = len(self.options.alphabet)
+        table = torch.zeros((PAD + 1, letters), device=device)
+        table[:letters] = torch.eye(letters, device=device)
+        return {"x": table[codes.long()], "lengths": lengths}
+
+    def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
+        del step, window
+        logits = outputs["output"][: len(state.codes)].float()
+        state.probabilities = (logits.softmax(-1) if self.options.activation == "softmax" else logits).cpu().numpy()
+
+    def finish(self, state: _State) -> Result:
+        probabilities = state.probabilities if state.probabilities is not None else np.empty((0, 0), np.float32)
+        best = probabilities.argmax(1)
+        count = np.bincount(best, minlength=len(self.manifest.classes))
+        names = np.array([name.encode() for name in self.manifest.classes])
+        return Result(
+            {
+                "length": len(best),
+                "classes": names[best].tobytes().decode(),
+                "probabilities": probabilities,
+                "fractions": (count / max(len(best), 1)).tolist(),
+            }
+        )
+
+
+def _padded(length: int) -> int:
+    """Lengths are rounded up by at most an eighth, so that a bucket pads little and fills soon."""
+    step = max(16, 1 << max((length - 1).bit_length() - 3, 0))
+    return -(-length // step) * step

@@ -1,0 +1,212 @@
+"""A mask for a volume: one net on the whole of it, or one that finds a box first and one that looks into the box."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from ...jobs.task import DenseMap, Options, Result, Task, Unit, Window
+from ...lake.errors import ItemError
+from .geometry import canonical, largest_component, nearest, stored
+
+
+class Pass(Options):
+    """One network of the package."""
+
+    net: str
+    """Its name in the package's files."""
+    grid: tuple[int, int, int] | None = None
+    """Voxels along each axis that the net sees, by nearest neighbour; none: the item's own."""
+    channel: int = 0
+    """Channel of the output that is the probability."""
+    threshold: float = 0.5
+    """Of a box: what belongs to the object."""
+    profile: float = 0.02
+    """Of a box: share of a plane that must belong to the object for the box to reach there."""
+    margin: float = 0.1
+    """Of a box: by how much of its size it is widened at each end."""
+
+
+class Intensity(Options):
+    """How values are scaled. The statistics are those of the first pass, of the whole volume."""
+
+    quantiles: tuple[float, float] | None = None
+    """Values are clipped to these and brought to 0–1."""
+    standardise: bool = False
+    """Then brought to mean 0 and deviation 1, within what the net sees."""
+    scale: float = 1.0
+    shift: float = 0.0
+    """Last, multiplied and shifted."""
+
+
+class SegmentOptions(Options):
+    """How a volume becomes a mask."""
+
+    passes: list[Pass]
+    """The last gives the mask, each before it a box for the next."""
+    axes: str = "zyx"
+    """Order of the axes that the net sees, in the contract's orientation: zyx or xyz."""
+    intensity: Intensity = Intensity()
+    threshold: float = 0.5
+    """What belongs to the mask."""
+    largest: bool = False
+    """Keep only the largest connected component (26 neighbours)."""
+    fill: bool = False
+    """Fill holes that the background does not reach."""
+
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass
+class _State:
+    volume: np.ndarray
+    """A view in the orientation and order of axes that the net sees."""
+    meta: Mapping[str, Any]
+    box: Box
+    bounds: tuple[float, float] | None = None
+    """The values of the quantiles."""
+    probability: np.ndarray | None = None
+    """Inside of the box."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Segment(Task):
+    """A binary mask, written with the item's geometry."""
+
+    name = "segment"
+    version = 1
+    item_columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("volume_ml", pa.float64()),
+            pa.field("voxels", pa.int64()),
+            pa.field(
+                "bbox", pa.list_(pa.int64())
+            ),  # first and last + 1 voxel: x, y, z, x, y, z, as the source has them
+            pa.field("centroid_mm", pa.list_(pa.float64())),  # in RAS
+            pa.field("mean_probability", pa.float64()),  # inside of the mask
+        ]
+    )
+    units: ClassVar[Mapping[str, str]] = {"volume_ml": "mL", "centroid_mm": "mm", "mean_probability": "1"}
+    options_type = SegmentOptions
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(one.net for one in self.options.passes)
+
+    def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
+        """4 bytes for each voxel that a net sees."""
+        own = int(np.prod(items["input"]["shape"]))
+        return float(sum(4 * (np.prod(one.grid) if one.grid else own) for one in self.options.passes))
+
+    def begin(self, unit: Unit) -> _State:
+        meta = unit.meta["input"]
+        volume = canonical(unit.data["input"], meta, self.manifest.inputs["input"].orientation, self.options.axes)
+        return _State(volume, meta, (slice(None), slice(None), slice(None)))
+
+    def windows(self, state: _State, step: int) -> Sequence[Window]:
+        grid = self.options.passes[step].grid or tuple(state.volume[state.box].shape)
+        return [Window(0, {"input": ()}, bucket=grid, tag=grid)]
+
+    def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> tuple[_State, np.ndarray]:
+        """The box on the net's grid, in the stored dtype."""
+        del raw
+        return state, nearest(state.volume[state.box], window.tag)
+
+    def encode(self, step: int, ready: Sequence[tuple[_State, np.ndarray]], device: Any) -> dict[str, Any]:
+        """x: (batch, 1, *grid) float32, scaled."""
+        del step
+        import torch
+
+        return {"x": torch.stack([self._scaled(state, torch.from_numpy(x).to(device)) for state, x in ready])[:, None]}
+
+    def _scaled(self, state: _State, x: Any) -> Any:
+        import torch
+
+        how = self.options.intensity
+        slope, intercept = state.meta.get("rescale") or (1.0, 0.0)
+        x = torch.nan_to_num(x.float() * slope + intercept)
+        if how.quantiles is not None:
+            if state.bounds is None:
+                state.bounds = (_quantile(x, how.quantiles[0]), _quantile(x, how.quantiles[1]))
+            low, high = state.bounds
+            if high <= low:
+                raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
+            x = ((x - low) / (high - low)).clamp(0, 1)
+        if how.standardise:
+            deviation = x.std()
+            if float(deviation) == 0.0:
+                raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
+            x = (x - x.mean()) / deviation
+        return how.scale * x + how.shift
+
+    def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
+        del window
+        one = self.options.passes[step]
+        probability = outputs["output"][one.channel].float().cpu().numpy()
+        if step < len(self.options.passes) - 1:
+            state.box = _box(largest_component(probability > one.threshold), state.volume.shape, one)
+        else:
+            state.probability = nearest(probability, state.volume[state.box].shape)
+
+    def finish(self, state: _State) -> Result:
+        probability = state.probability if state.probability is not None else np.zeros(state.volume[state.box].shape)
+        inside = probability > self.options.threshold
+        if self.options.largest and inside.any():
+            inside = largest_component(inside)
+        if self.options.fill:
+            from scipy.ndimage import binary_fill_holes
+
+            inside = binary_fill_holes(inside)
+        whole = np.zeros(state.volume.shape, np.uint8)
+        whole[state.box] = inside
+        mask = stored(whole, state.meta, self.manifest.inputs["input"].orientation, self.options.axes)
+        names = self.manifest.classes or ["object"]
+        columns = {
+            **_measure(mask, state.meta),
+            "mean_probability": float(probability[inside].mean()) if inside.any() else None,
+        }
+        return Result(columns, maps={"mask": DenseMap(mask, "input", names)})
+
+
+def _quantile(x: Any, q: float) -> float:
+    """Linear between the two nearest ranks, as numpy and torch have it, for any number of values."""
+    import torch
+
+    values = x.flatten()
+    place = q * (values.numel() - 1)
+    below = int(place)
+    ranked = torch.sort(values).values
+    low, high = float(ranked[below]), float(ranked[min(below + 1, values.numel() - 1)])
+    return low + (high - low) * (place - below)
+
+
+def _box(mask: np.ndarray, shape: Sequence[int], one: Pass) -> Box:
+    """Where the object is, on the grid of the whole volume, widened by the margin."""
+    slices = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        planes = np.flatnonzero(mask.mean(axis=others) > one.profile)
+        if not len(planes):
+            raise ItemError("nothing_found", "the first net found no object in it, so there is nothing to look into")
+        scale = np.float32(shape[axis]) / np.float32(mask.shape[axis])
+        centre = np.round(scale * np.float32((planes[-1] + 1 + planes[0]) / 2))
+        size = np.round(np.float32(1 + 2 * one.margin) * (scale * np.float32(planes[-1] + 1 - planes[0])))
+        slices.append(slice(max(0, int(centre - size / 2)), min(shape[axis], int(centre + size / 2))))
+    return (slices[0], slices[1], slices[2])
+
+
+def _measure(mask: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Volume, box and centroid of a (z, y, x) mask."""
+    affine = np.array(meta["affine"], dtype=float).reshape(4, 4)
+    voxels = int(np.count_nonzero(mask))
+    columns: dict[str, Any] = {"voxels": voxels, "volume_ml": voxels * abs(np.linalg.det(affine[:3, :3])) / 1000}
+    if voxels:
+        where = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in (2, 1, 0)]
+        columns["bbox"] = [int(w[0]) for w in where] + [int(w[-1]) + 1 for w in where]
+        totals = [mask.sum(axis=tuple(b for b in range(3) if b != a), dtype=np.int64) for a in (2, 1, 0)]
+        centre = [float((t * np.arange(len(t))).sum() / voxels) for t in totals]
+        columns["centroid_mm"] = (affine @ np.array([*centre, 1.0]))[:3].tolist()
+    return columns

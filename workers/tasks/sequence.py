@@ -1,0 +1,172 @@
+"""A class for a whole sequence: pieces of it are classified and their probabilities pooled.
+
+A package may have several stages: where the first gives a certain class, the next tells its kinds apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from ...jobs.task import Options, Result, Task, Unit, Window
+from ...lake.models import Manifest
+
+_CODES = np.full(256, 255, np.uint8)
+_CODES[np.frombuffer(b"ACGT", np.uint8)] = np.arange(4, dtype=np.uint8)
+
+
+class Stage(Options):
+    """One network of the package."""
+
+    net: str
+    """Its name in the package's files."""
+    idf: str | None = None
+    """Name of the table (.npy) that weighs the k-mer counts."""
+    k: int
+    """Letters in a k-mer."""
+    classes: list[str]
+    """Class of each output of the network; an empty name is an output that stands for none."""
+    when: str | None = None
+    """The stage runs where the one before gave this class."""
+
+
+class SequenceOptions(Options):
+    """How a sequence becomes pieces, and probabilities a label."""
+
+    piece: int
+    """Letters in a piece."""
+    stages: list[Stage]
+    threshold: float
+    """A class is suggested where its probability is above."""
+    merge: dict[str, list[str]] = Field(default_factory=dict)
+    """Name → classes of the first stage; suggested where none is above the threshold alone, but all together are."""
+    short_piece: float = 0.0
+    """The last piece is left out where it is shorter than this share of a piece, unless it is the only one."""
+
+
+@dataclass
+class _State:
+    codes: np.ndarray
+    step: int = 0
+    sums: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+
+
+class SequenceClasses(Task):
+    """K-mer profiles of pieces through a classifier; the mean of the pieces' probabilities, then the next stage."""
+
+    name = "sequence"
+    version = 1
+    item_columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("length", pa.int64()),
+            pa.field("n_pieces", pa.int64()),
+            pa.field("label", pa.string()),  # of the last stage that ran; `unknown` below the threshold
+            pa.field("labels", pa.list_(pa.string())),  # of each stage that ran
+            pa.field("probabilities", pa.list_(pa.float64())),  # of the first stage, in the order of its classes
+            pa.field("stage_probabilities", pa.list_(pa.list_(pa.float64()))),  # of the stages after it
+        ]
+    )
+    units: ClassVar[Mapping[str, str]] = {"length": "{base}", "probabilities": "1"}
+    options_type = SequenceOptions
+
+    def __init__(self, manifest: Manifest, options: SequenceOptions) -> None:
+        super().__init__(manifest, options)
+        self._tables: dict[int, Any] = {}
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(stage.net for stage in self.options.stages)
+
+    def begin(self, unit: Unit) -> _State:
+        return _State(_CODES[unit.data["input"]])
+
+    def windows(self, state: _State, step: int) -> Sequence[Window]:
+        if step:
+            self._close(state, step - 1)
+            if state.labels[-1] != self.options.stages[step].when or len(state.labels) != step:
+                return []
+        size, length = self.options.piece, len(state.codes)
+        starts = list(range(0, length, size))
+        if len(starts) > 1 and length - starts[-1] < self.options.short_piece * size:
+            starts.pop()
+        return [Window(n, {"input": (slice(s, min(s + size, length)),)}) for n, s in enumerate(starts)]
+
+    def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> np.ndarray:
+        del raw
+        return state.codes[window.regions["input"]]
+
+    def encode(self, step: int, ready: Sequence[np.ndarray], device: Any) -> dict[str, Any]:
+        """x: (batch, 4^k) k-mer counts, weighed, each of length 1. A k-mer with another letter than ACGT counts nowhere."""
+        import torch
+
+        stage = self.options.stages[step]
+        codes = torch.full((len(ready), max(len(piece) for piece in ready)), 255, dtype=torch.uint8)
+        for place, piece in enumerate(ready):
+            codes[place, : len(piece)] = torch.from_numpy(piece)
+        codes = codes.to(device).long()
+        span = max(codes.shape[1] - stage.k + 1, 0)
+        index = torch.zeros((len(ready), span), dtype=torch.int64, device=device)
+        whole = torch.ones((len(ready), span), dtype=torch.bool, device=device)
+        for offset in range(stage.k):
+            letters = codes[:, offset : offset + span]
+            index = index * 4 + letters.clamp(max=3)
+            whole &= letters < 4
+        counts = torch.zeros((len(ready), 4**stage.k), device=device)
+        counts.scatter_add_(1, index, whole.float())
+        weighed = counts * self._weights(step, device)
+        norm = torch.linalg.vector_norm(weighed, dim=1, keepdim=True)
+        return {"x": weighed / norm.clamp(min=torch.finfo(torch.float32).tiny)}
+
+    def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
+        del window
+        state.sums.setdefault(step, []).append(outputs["output"].double().cpu().numpy())
+
+    def finish(self, state: _State) -> Result:
+        ran = sorted(state.sums)
+        if len(state.labels) < len(ran):
+            self._close(state, ran[-1])
+        means = [np.mean(state.sums[step], axis=0) for step in ran]
+        return Result(
+            {
+                "length": len(state.codes),
+                "n_pieces": len(state.sums[0]),
+                "label": state.labels[-1],
+                "labels": state.labels,
+                "probabilities": self._named(0, means[0]),
+                "stage_probabilities": [self._named(step, mean) for step, mean in zip(ran[1:], means[1:], strict=True)],
+            }
+        )
+
+    def _named(self, step: int, mean: np.ndarray) -> list[float]:
+        return [float(p) for p, name in zip(mean, self.options.stages[step].classes, strict=True) if name]
+
+    def _close(self, state: _State, step: int) -> None:
+        """The label of a stage, once all of its pieces are in."""
+        if len(state.labels) > step or step not in state.sums:
+            return
+        mean, names = np.mean(state.sums[step], axis=0), self.options.stages[step].classes
+        best = int(mean.argmax())
+        label = names[best] if mean[best] > self.options.threshold and names[best] else "unknown"
+        for merged, parts in self.options.merge.items():
+            together = sum(float(p) for p, name in zip(mean, names, strict=True) if name in parts)
+            if label == "unknown" and step == 0 and together > self.options.threshold:
+                label = merged
+        state.labels.append(label)
+
+    def load_tables(self, read: Any) -> None:
+        """Take the idf tables of the package, as the worker reads them: name → bytes."""
+        import io
+
+        for step, stage in enumerate(self.options.stages):
+            if stage.idf is not None:
+                self._tables[step] = np.load(io.BytesIO(read(stage.idf)), allow_pickle=False).astype(np.float32)
+
+    def _weights(self, step: int, device: Any) -> Any:
+        import torch
+
+        table = self._tables.get(step)
+        return 1.0 if table is None else torch.from_numpy(table).to(device)

@@ -1,0 +1,72 @@
+"""Windows of a recording at a net's sampling rate, what is missing in it, and scalograms."""
+
+from fractions import Fraction
+
+import numpy as np
+
+
+def ratio(rate: float, wanted: float) -> Fraction:
+    """wanted / rate as a fraction of small numbers; recordings' rates are rational to a millionth."""
+    return Fraction(wanted).limit_denominator(10**6) / Fraction(rate).limit_denominator(10**6)
+
+
+def gaps(samples: np.ndarray, shortest: int) -> np.ndarray:
+    """[start, stop) of what is no signal: NaN, infinite, or one value repeated at least `shortest` times. (n, 2)."""
+    bad = ~np.isfinite(samples)
+    edges = np.flatnonzero(np.concatenate([[True], samples[1:] != samples[:-1], [True]]))
+    for run in np.flatnonzero(np.diff(edges) >= max(shortest, 2)):
+        bad[edges[run] : edges[run + 1]] = True
+    change = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(np.int8), [0]])))
+    return change.reshape(-1, 2)
+
+
+def bridged(samples: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Gaps replaced by straight lines between their ends, so that filters and nets see no jump."""
+    if not len(missing):
+        return samples
+    bad = np.zeros(len(samples), bool)
+    for start, stop in missing:
+        bad[start:stop] = True
+    if bad.all():
+        return np.zeros_like(samples)
+    places = np.arange(len(samples))
+    filled = samples.copy()
+    filled[bad] = np.interp(places[bad], places[~bad], samples[~bad])
+    return filled
+
+
+def region(start: int, length: int, change: Fraction, total: int) -> tuple[slice, int]:
+    """What to read of the source for `length` samples from `start` at the new rate, and where they begin in it.
+
+    The halo covers the filter of `resampled`; the first sample read falls on one of the new rate.
+    """
+    up, down = change.numerator, change.denominator
+    halo = 10 * max(up, down) // up + 2
+    first = max((start * down // up - halo) // down * down, 0)
+    last = min(-(-(start + length) * down // up) + halo, total)
+    return slice(first, last), start - first * up // down
+
+
+def resampled(samples: np.ndarray, change: Fraction, offset: int, length: int) -> np.ndarray:
+    """Samples at the new rate (polyphase, Kaiser 5.0, anti-aliased), the last one repeated where the end is short."""
+    if change != 1:
+        from scipy.signal import resample_poly
+
+        samples = resample_poly(samples, change.numerator, change.denominator, padtype="line")
+    piece = samples[offset : offset + length]
+    return np.concatenate([piece, np.repeat(piece[-1:], length - len(piece))])
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1 along the last axis; what does not vary is 0."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    deviation = values.std(axis=-1, keepdims=True)
+    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+
+
+def scalogram(samples: np.ndarray, wavelet: str, scales: np.ndarray, precision: int) -> np.ndarray:
+    """Magnitude of the continuous wavelet transform, (scales, time). `precision` is the one that the net was trained with."""
+    import pywt
+
+    coefficients, _ = pywt.cwt(samples, scales, wavelet, method="fft", precision=precision)
+    return np.abs(coefficients)
