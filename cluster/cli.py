@@ -218,7 +218,7 @@ def run(
 
     spec = load_job(job)
     if workers is not None:
-        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": workers})})
+        spec = spec.with_workers(workers)
     opened = _lake(lake)
     with RunBar(quiet=as_json) as bar:
         outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)

@@ -62,6 +62,10 @@ class Job(_Strict):
     resources: Resources = Resources()
     """What the run may use."""
 
+    def with_workers(self, workers: int) -> "Job":
+        """The same job on so many workers."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update={"workers": workers})})
+
     @property
     def job_digest(self) -> str:
         """Digest of all that is meant by the job, without its resources."""
