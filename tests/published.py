@@ -1,0 +1,58 @@
+"""Real inputs and golden results for the tests, and the way that every command takes from files to predictions."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from diastole.cluster import driver
+from diastole.jobs.spec import parse_job
+from diastole.lake import predictions
+from diastole.lake.layout import Lake
+from diastole.workers import recipes
+from diastole.workers.ingest import IngestOptions, ingest
+
+ROOT = Path(__file__).resolve().parents[1]
+_spec = importlib.util.spec_from_file_location("examples_data", ROOT / "examples" / "data.py")
+data: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(data)
+
+
+def golden(name: str) -> dict[str, Any]:
+    """Results of an original package."""
+    return json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
+
+
+def fetch(lake: Lake, name: str) -> None:
+    """Put a published model into the lake, from the package's file in the cache."""
+    recipes.fetch(lake, name, wheel=data.archive(recipes.recipe(name).source.package))
+
+
+class Scored:
+    """What a job gave: item rows by the item's name, and each one's detail rows."""
+
+    def __init__(self, rows: list[dict[str, Any]], names: dict[str, str]) -> None:
+        self.items = {names[row["item_id"]]: row for row in rows if row["level"] == "item"}
+        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in self.items}
+        for row in sorted((r for r in rows if r["level"] == "row"), key=lambda r: r["ordinal"]):
+            self.rows[names[row["item_id"]]].append(row)
+
+
+def score(lake: Lake, folder: Path, model: str, options: dict[str, Any] | None = None, **said: Any) -> Scored:
+    """Ingest a folder, fetch the model, run a job without workers, and read what it published.
+
+    `options` are the job's; what else is `said` goes to the ingest.
+    """
+    ingest(lake, "d", [folder], IngestOptions(public=True, **said))
+    fetch(lake, model)
+    return run(lake, model, options)
+
+
+def run(lake: Lake, model: str, options: dict[str, Any] | None = None, **resources: Any) -> Scored:
+    """Run a job over the dataset that `score` ingested, and read what it published."""
+    from diastole.lake.items import read_items
+
+    job = {"name": "j", "dataset": "d", "model": model, "output": "o", "options": options or {}}
+    driver.run_job(lake, parse_job({**job, "resources": {"workers": 0, "threads": 2, "device": "cpu"} | resources}))
+    names = {item["item_id"]: item["name"] for item in read_items(lake, "d").to_pylist()}
+    return Scored(predictions.read_current(lake, "o").to_table().to_pylist(), names)
