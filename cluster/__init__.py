@@ -1,8 +1,8 @@
 """Where the work happens; and diastole from Python:
 
-    from diastole.cluster import open_lake, run
-    outcome = run("job.yaml", lake="path/to/lake")
-    table = open_lake("path/to/lake").predictions(outcome.output).to_pandas()
+from diastole.cluster import open_lake, run
+outcome = run("job.yaml", lake="path/to/lake")
+table = open_lake("path/to/lake").predictions(outcome.output).to_pandas()
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Ray: an actor per worker, each with a mailbox of one, so that it reads the next shard while it computes this one."""
 
+import time
 from collections.abc import Callable, Iterator
 from queue import Queue
 from threading import Thread
@@ -78,9 +79,13 @@ class Crew:
         self._workers = workers
         self._handed: dict[Any, list[str]] = {}
         self._waits: dict[Any, Any] = {}
+        self._begun: float | None = None
 
-    def run(self, on_receipt: Callable[[Receipt], None]) -> None:
-        """Score all shards that the ledger hands out. Raises ModelError, EnvironmentFailure."""
+    def run(self, on_receipt: Callable[[Receipt], None]) -> float:
+        """Score all shards that the ledger hands out. Raises ModelError, EnvironmentFailure.
+
+        Returns when the first worker was ready for work, on time.perf_counter's clock.
+        """
         for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
             self._welcome(actor)
         self._fill()
@@ -89,6 +94,7 @@ class Crew:
             for reference in ready:
                 self._answer(reference, on_receipt)
             self._fill()
+        return self._begun or time.perf_counter()
 
     def _welcome(self, actor: Any) -> None:
         self._handed[actor] = []
@@ -114,6 +120,7 @@ class Crew:
             return
         if isinstance(answer, str):
             raise ModelError(answer)
+        self._begun = self._begun or time.perf_counter()
         if answer is not None:
             self._take(actor, answer, on_receipt)
         self._waits[actor.reply.remote()] = actor

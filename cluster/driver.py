@@ -48,7 +48,9 @@ class Outcome:
     reasons: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     seconds: float = 0.0
-    """From the first shard to the last receipt."""
+    """From the first worker that was ready to the last receipt."""
+    startup_seconds: float = 0.0
+    """Before that: Ray, imports, the model."""
     table_version: int | None = None
 
 
@@ -88,15 +90,14 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
     with runs.lease(lake, plan.run_id):
         ledger = Ledger(lake, plan, in_process=job.resources.workers == 0)
         progress.planned(plan, ledger.units_done, resumed=resumed)
-        begun = time.perf_counter()
+        started = ready = ended = time.perf_counter()
         if not ledger.finished:
-            _execute(lake, plan, ledger, job, progress.advanced)
-        seconds = time.perf_counter() - begun
+            ready, ended = _execute(lake, plan, ledger, job, progress.advanced)
         committed = commit(lake, plan, ledger, schema)
         crash.point("before-current")
         predictions.refresh_current(lake, plan.output)
         crash.point("before-record")
-        return _record(lake, plan, ledger, committed, seconds, resumed=resumed)
+        return _record(lake, plan, ledger, committed, (started, ready, ended), resumed=resumed)
 
 
 def _plan_or_resume(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Task, bool]:
@@ -128,23 +129,27 @@ def _changed(found: Plan, job: Job, manifest: Manifest, task: Task) -> str | Non
     return "job" if planned.job_digest != job.job_digest else None
 
 
-def _execute(lake: Lake, plan: Plan, ledger: Ledger, job: Job, on_receipt: Callable[[Receipt], None]) -> None:
+def _execute(
+    lake: Lake, plan: Plan, ledger: Ledger, job: Job, on_receipt: Callable[[Receipt], None]
+) -> tuple[float, float]:
+    """Score what is left; when work began and when it ended."""
     workers = job.resources.workers
     threads = job.resources.threads or max(1, (os.cpu_count() or 1) // max(workers, 1))
     if workers == 0:
         from .local import run_here
 
-        run_here(lake, plan, ledger, threads, on_receipt)
-        return
+        return run_here(lake, plan, ledger, threads, on_receipt), time.perf_counter()
     from .private_ray import private_ray
 
     with private_ray(workers):
         from .actors import Crew
 
-        Crew(lake, plan, ledger, workers, threads).run(on_receipt)
+        return Crew(lake, plan, ledger, workers, threads).run(on_receipt), time.perf_counter()
 
 
-def _record(lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, seconds: float, *, resumed: bool) -> Outcome:
+def _record(
+    lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, times: tuple[float, float, float], *, resumed: bool
+) -> Outcome:
     results = [receipt for receipt in ledger.done.values() if receipt.children is None]
     outcome = Outcome(
         run_id=plan.run_id,
@@ -155,7 +160,8 @@ def _record(lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, second
         skipped=plan.skipped,
         reasons=plan.reasons,
         dropped=committed.dropped,
-        seconds=round(seconds, 3),
+        seconds=round(times[2] - times[1], 3),
+        startup_seconds=round(times[1] - times[0], 3),
         table_version=committed.version,
     )
     stages: dict[str, float] = {}

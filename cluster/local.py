@@ -1,5 +1,6 @@
 """Zero workers: the engine in this process, as the tests and a debugger like it."""
 
+import time
 from collections.abc import Callable, Iterator
 
 from ..jobs.ledger import Ledger, Shard
@@ -9,11 +10,12 @@ from ..lake.errors import EnvironmentFailure
 from ..lake.layout import Lake
 
 
-def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: Callable[[Receipt], None]) -> None:
-    """Score all shards that the ledger hands out."""
+def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: Callable[[Receipt], None]) -> float:
+    """Score all shards that the ledger hands out. Returns when work began, on time.perf_counter's clock."""
     from ..workers.worker import open_engine
 
     engine = open_engine(lake.store.root, plan.run_id, threads)
+    begun = time.perf_counter()
     while not ledger.finished:
         handed: list[str] = []
 
@@ -30,3 +32,4 @@ def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: C
             for shard in handed:
                 if shard not in ledger.done:
                     ledger.returned(shard, str(error))
+    return begun

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,8 @@ SHARDS = 16
 """Shards that a small job is cut into, so that a few workers end together."""
 SHARD_COST = (64 * 2**10, 512 * 2**20)
 """Bytes in one shard, at least and at most, but for a unit that is larger."""
+NEIGHBOURS = 16
+"""Shards' worth of units that are sorted by cost together."""
 SHARD_UNITS = 4096
 """Units in one shard at most."""
 
@@ -259,10 +262,17 @@ def _reason(seen: Mapping[str, Any] | None, candidate: Candidate, *, retry: bool
 
 
 def _cut(units: list[dict[str, Any]]) -> None:
-    """Cut units, in the order of storage, into shards of about equal cost."""
-    units.sort(key=lambda u: (u["inputs"][0]["array"], u["inputs"][0]["row"] or 0, u["item_id"]))
+    """Cut units into shards of about equal cost.
+
+    They are taken in the order of storage, some shards' worth at a time; within those, units of like cost come together,
+    so that a batch pads little. So a shard reads from few packs, and each pack is read by few shards.
+    """
     total = sum(u["cost"] for u in units)
     target = min(max(total / SHARDS, SHARD_COST[0]), SHARD_COST[1])
+    units.sort(key=lambda u: (u["inputs"][0]["array"], u["inputs"][0]["row"] or 0, u["item_id"]))
+    blocks = [reached // (NEIGHBOURS * target) for reached in accumulate(u["cost"] for u in units)]
+    order = sorted(range(len(units)), key=lambda n: (blocks[n], units[n]["cost"], n))
+    units[:] = [units[n] for n in order]
     shard, cost, count = 0, 0.0, 0
     for number, unit in enumerate(units):
         if count and (cost + unit["cost"] / 2 > target or count >= SHARD_UNITS):

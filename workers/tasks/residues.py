@@ -31,7 +31,7 @@ class _State:
 
 
 class Residues(Task):
-    """One window per protein; proteins of like length share a batch, and what pads them changes no result."""
+    """One window per protein. A batch may mix lengths: the network packs them, and what pads them changes no result."""
 
     name = "residues"
     version = 1
@@ -57,8 +57,7 @@ class Residues(Task):
 
     def windows(self, state: _State, step: int) -> Sequence[Window]:
         del step
-        padded = _padded(len(state.codes))
-        return [Window(0, {"input": ()}, bucket=padded, weight=float(padded))]
+        return [Window(0, {"input": ()}, weight=float(len(state.codes)))]
 
     def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> np.ndarray:
         del window, raw
@@ -97,9 +96,3 @@ class Residues(Task):
                 "fractions": (count / max(len(best), 1)).tolist(),
             }
         )
-
-
-def _padded(length: int) -> int:
-    """Lengths are rounded up by at most an eighth, so that a bucket pads little and fills soon."""
-    step = max(16, 1 << max((length - 1).bit_length() - 3, 0))
-    return -(-length // step) * step
