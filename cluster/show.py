@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,16 +100,18 @@ def console_error(text: str) -> None:
 
 def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
     """What an ingest did."""
+    values = asdict(report)
     if as_json:
-        print_json({"dataset": dataset, **report.as_dict()})
+        print_json({"dataset": dataset, **values})
         return
-    values = report.as_dict()
     console.print(
-        f"{dataset}: {values['added']} added, {values['changed']} changed, {values['unchanged']} unchanged, "
-        f"{sum(values['quarantined'].values())} quarantined; {values['bytes'] / 2**20:.1f} MB in {values['seconds']:.1f} s"
+        f"{dataset}: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, {report.gone} gone; "
+        f"{report.opened} of {report.files} files read, {report.bytes / 2**20:.1f} MB in {report.seconds:.1f} s"
     )
-    if values["quarantined"]:
-        console.print(f"quarantined: {_counts(values['quarantined'])}; see: diastole quarantine")
+    if report.quarantined:
+        console.print(f"  quarantined: {_counts(report.quarantined)}; see: diastole quarantine")
+    if report.still_quarantined:
+        console.print(f"  {report.still_quarantined} unchanged files stay in quarantine; see: diastole quarantine")
 
 
 def show_datasets(lake: Lake, *, as_json: bool) -> None:
