@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterator
-from queue import Queue
-from threading import Thread
+from contextlib import suppress
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Any
 
 import ray
 
 from ..jobs import receipts
-from ..jobs.ledger import Ledger, Shard
+from ..jobs.ledger import PAUSE, RETURNS, Ledger, Shard
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError
 from ..lake.layout import Lake
+
+START_SECONDS = 300.0
+"""How long the first worker may take to start."""
 
 Reply = tuple[str, str, str]
 """(done|returned|stopped, shard, reason)."""
@@ -23,7 +27,7 @@ class Worker:
     """What runs in an actor. Shards come in, replies go out; data goes between the worker and storage only."""
 
     def __init__(self, lake_root: str, run_id: str, threads: int) -> None:
-        self._given: Queue[Shard | None] = Queue()
+        self._given: Queue[Shard] = Queue()
         self._replies: Queue[Reply] = Queue()
         self._open = (lake_root, run_id, threads)
 
@@ -47,24 +51,31 @@ class Worker:
         return self._replies.get()
 
     def _run(self) -> None:
+        failures = 0
         while True:
             begun: list[str] = []
-
-            def shards(begun: list[str] = begun) -> Iterator[Shard]:
-                while (shard := self._given.get()) is not None:
-                    begun.append(shard.shard)
-                    yield shard
-
+            over = Event()
             try:
-                for receipt in self._engine.work(shards()):
+                for receipt in self._engine.work(self._shards(begun, over), over.set):
                     begun.remove(receipt.shard)
                     self._replies.put(("done", receipt.shard, ""))
+                    failures = 0
             except EnvironmentFailure as error:
+                failures += 1
+                time.sleep(min(30.0, PAUSE * 2 ** (failures - 1)))
                 for shard in begun:
                     self._replies.put(("returned", shard, str(error)))
             except Exception as error:  # noqa: BLE001 - told to the driver, which stops the run with it
                 self._replies.put(("stopped", ",".join(begun), f"{type(error).__name__}: {error}"))
                 return
+
+    def _shards(self, begun: list[str], over: Event) -> Iterator[Shard]:
+        """What comes through the mailbox, until the work on it is over; what comes later is for the next."""
+        while not over.is_set():
+            with suppress(Empty):
+                shard = self._given.get(timeout=0.2)
+                begun.append(shard.shard)
+                yield shard
 
 
 class Crew:
@@ -72,13 +83,15 @@ class Crew:
 
     def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, workers: int, threads: int) -> None:
         self._lake, self._plan, self._ledger = lake, plan, ledger
-        gpus = 1.0 if plan.device == "cuda" else 0.0
-        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_concurrency": 3}
+        self._needs = {"CPU": 1.0, "GPU": 1.0 if plan.device == "cuda" else 0.0}
+        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
         self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(Worker)
         self._arguments = (lake.store.root, plan.run_id, threads)
         self._workers = workers
         self._handed: dict[Any, list[str]] = {}
         self._waits: dict[Any, Any] = {}
+        self._unexplained = 0
+        self._made = time.perf_counter()
         self._begun: float | None = None
 
     def run(self, on_receipt: Callable[[Receipt], None]) -> float:
@@ -86,15 +99,29 @@ class Crew:
 
         Returns when the first worker was ready for work, on time.perf_counter's clock.
         """
-        for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
-            self._welcome(actor)
-        self._fill()
-        while any(self._handed.values()):
-            ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=10.0)
-            for reference in ready:
-                self._answer(reference, on_receipt)
+        try:
+            for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
+                self._welcome(actor)
             self._fill()
+            while any(self._handed.values()):
+                ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=10.0)
+                for reference in ready:
+                    self._answer(reference, on_receipt)
+                self._fill()
+                self._check_started()
+        finally:
+            for actor in self._handed:
+                ray.kill(actor)  # one that waits for a shard would stay, with its model, as long as Ray does
         return self._begun or time.perf_counter()
+
+    def _check_started(self) -> None:
+        """Ray waits without an end for what it does not have."""
+        if self._begun is None and time.perf_counter() - self._made > START_SECONDS:
+            wanted = ", ".join(f"{n:g} {what}" for what, n in self._needs.items() if n)
+            raise EnvironmentFailure(
+                f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is "
+                f"{', '.join(f'{n:g} {what}' for what, n in ray.available_resources().items() if what in ('CPU', 'GPU'))}"
+            )
 
     def _welcome(self, actor: Any) -> None:
         self._handed[actor] = []
@@ -114,7 +141,11 @@ class Crew:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayActorError:
-            self._ledger.died(self._handed.pop(actor))
+            self._unexplained = 0 if self._ledger.died(self._handed.pop(actor)) else self._unexplained + 1
+            if self._unexplained >= RETURNS:
+                raise EnvironmentFailure(
+                    f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"
+                ) from None
             if self._ledger.waiting:
                 self._welcome(self._kind.remote(*self._arguments))
             return

@@ -51,6 +51,8 @@ def main() -> None:
         _fail(str(error), 1)
     except EnvironmentFailure as error:
         _fail(f"{error}", 3)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", 3)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
 
@@ -254,12 +256,14 @@ def runs_abandon(
     """Give up an unfinished run: what it has not published is planned anew."""
     from ..jobs import runs as all_runs
 
+    if not (lake or context.obj):
+        raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
     opened = _lake(lake or context.obj)
     found = all_runs.resolve(opened, run_id)
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    all_runs.write_record(opened, found, {"state": "abandoned"})
+    all_runs.abandon(opened, found)
     print(f"gave up run {found[:8]}")
 
 

@@ -71,7 +71,7 @@ def plan_job(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Manifest, Task
     device = "cpu" if job.resources.device == "cpu" else _device(job.resources.device)
     plan = make_plan(lake, job, manifest, task, device=device, limit=choice.limit, only=choice.only, retry=choice.retry)
     check_not_empty(plan, lake)
-    return plan, manifest, task
+    return runs.fresh(lake, plan), manifest, task
 
 
 def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progress | None = None) -> Outcome:
@@ -105,7 +105,7 @@ def _plan_or_resume(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Task, b
     task = make_task(manifest, job.task, job.options)
     for found in runs.unfinished(lake, job.name):
         if choice.replan:
-            runs.write_record(lake, found.run_id, {"state": "abandoned"})
+            runs.abandon(lake, found.run_id)
             continue
         changed = _changed(found, job, manifest, task)
         if changed:

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from ..jobs.ledger import Ledger, Shard
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..lake.errors import EnvironmentFailure
 from ..lake.layout import Lake
+
+if TYPE_CHECKING:
+    from ..workers.engine import Engine
 
 
 def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: Callable[[Receipt], None]) -> float:
@@ -16,6 +20,14 @@ def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: C
 
     engine = open_engine(lake.store.root, plan.run_id, threads)
     begun = time.perf_counter()
+    try:
+        _run(engine, ledger, on_receipt)
+    finally:
+        ledger.give_up()  # an interrupt or a full disk is no shard's fault
+    return begun
+
+
+def _run(engine: "Engine", ledger: Ledger, on_receipt: Callable[[Receipt], None]) -> None:
     while not ledger.finished:
         handed: list[str] = []
 
@@ -32,4 +44,4 @@ def run_here(lake: Lake, plan: Plan, ledger: Ledger, threads: int, on_receipt: C
             for shard in handed:
                 if shard not in ledger.done:
                     ledger.returned(shard, str(error))
-    return begun
+            time.sleep(ledger.pause)

@@ -6,6 +6,7 @@ Whatever dies and whenever, every planned unit ends in exactly one item row, and
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,11 +68,12 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
 def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
     """Every planned unit has one item row in a file that is there, whole, and inside the table's folder."""
     seen: list[Any] = []
+    details: list[Any] = []
     root = lake.predictions(plan.output)
     for receipt in results:
         for part in receipt.parts:
-            folder = f"level={part.level}/key_group={plan.key_group}/"
-            if not part.path.startswith(folder) or ".." in part.path:
+            own = f"level={part.level}/key_group={plan.key_group}/{plan.run_id}-{receipt.shard}-"
+            if not part.path.startswith(own) or "/" in part.path.removeprefix(own):
                 raise CommitError(
                     f"receipt of shard {receipt.shard} names a file outside of its table; nothing is published"
                 )
@@ -86,8 +88,7 @@ def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
             )
             if table.num_rows != part.rows:
                 raise CommitError(f"shard {receipt.shard}: {table.num_rows} rows in a file, {part.rows} in its receipt")
-            if part.level == "item":
-                seen.append(table)
+            (seen if part.level == "item" else details).append(table)
     rows = pa.concat_tables(seen) if seen else pa.table({"item_id": [], "input_digest": [], "n_rows": []})
     planned = sorted(zip(plan.units["item_id"].to_pylist(), plan.units["input_digest"].to_pylist(), strict=True))
     found = sorted(zip(rows["item_id"].to_pylist(), rows["input_digest"].to_pylist(), strict=True))
@@ -95,10 +96,11 @@ def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
         raise CommitError(
             f"run {plan.run_id[:8]}: {len(planned)} units planned, {len(found)} item rows; nothing is published"
         )
-    details = sum(p.rows for r in results for p in r.parts if p.level == "row")
-    if details != (pc.sum(rows["n_rows"]).as_py() or 0):
+    counted = Counter(name for table in details for name in table["item_id"].to_pylist())
+    said = {item: n for item, n in zip(rows["item_id"].to_pylist(), rows["n_rows"].to_pylist(), strict=True) if n}
+    if counted != said:
         raise CommitError(
-            f"run {plan.run_id[:8]}: {details} detail rows, but the item rows count others; nothing is published"
+            f"run {plan.run_id[:8]}: {counted.total()} detail rows, but the item rows count others; nothing is published"
         )
 
 
@@ -225,6 +227,8 @@ def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> 
 
 def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> pa.Table:
     data = lake.store.get(f"{root}/{part.path}")
+    if sha256_bytes(data) != part.sha256:
+        raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone")
     try:
         return pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:

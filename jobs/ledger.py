@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .receipts import Receipt
 
 RETURNS = 5
 """How often a shard may come back for reasons of the environment before the run stops."""
+PAUSE = 0.5
+"""Seconds to wait after the environment failed once; doubled each time."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Ledger:
         return len(self._waiting)
 
     @property
+    def pause(self) -> float:
+        """Seconds to wait before work goes on after the environment failed."""
+        worst = max(self._returns.values(), default=0)
+        return PAUSE * 2 ** (worst - 1) if worst else 0.0
+
+    @property
     def finished(self) -> bool:
         """Whether every shard, or its children, has a receipt."""
         return all(shard in self.done for shard in self._units)
@@ -87,24 +96,40 @@ class Ledger:
         with self._lock:
             self._close(receipt)
 
-    def died(self, handed: list[str]) -> None:
-        """A worker died that had been handed these shards: those that it had begun are to blame, all go back."""
+    def died(self, handed: list[str]) -> int:
+        """A worker died that had been handed these shards: those that it had begun are to blame, all go back.
+
+        Returns how many were to blame, or done after all; 0: it died of something else.
+        """
+        moved = 0
         stored = receipts.read_all(self.lake, self.plan.run_id)
         for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
             if shard in handed and shard not in stored:
                 receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "died")
                 self._deaths[shard] = self._deaths.get(shard, 0) + 1
-        for shard in handed:
+                moved += 1
+        for shard in reversed(handed):
             if shard in stored:
                 self._close(stored[shard])
+                moved += 1
             else:
                 self._waiting.appendleft(shard)
+        return moved
+
+    def give_up(self) -> None:
+        """This driver ends: what it had begun and not finished is not held against any shard."""
+        for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
+            if shard not in self.done:
+                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
 
     def returned(self, shard: str, reason: str) -> None:
         """The environment failed under a shard: it goes back, and if that lasts, the run stops with the reason."""
         for begun, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
             if begun == shard:
                 receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
+        with suppress(FileNotFoundError):  # its receipt may be there, and only the word of it was lost
+            self.receive(receipts.read_one(self.lake, self.plan.run_id, shard))
+            return
         self._returns[shard] = self._returns.get(shard, 0) + 1
         if self._returns[shard] >= RETURNS:
             raise EnvironmentFailure(f"shard {shard} came back {RETURNS} times: {reason}; mend that, then run again")

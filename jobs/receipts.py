@@ -82,7 +82,7 @@ def read_all(lake: Lake, run_id: str) -> dict[str, Receipt]:
 
 def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, session: str) -> int:
     """Say in storage that a shard is about to be computed. Returns the attempt's number, which is nobody else's."""
-    number = 1 + max((n for n, _ in _attempts(lake, run_id, shard)), default=0)
+    number = 1
     note = json.dumps({"in_process": in_process, "session": session}).encode()
     while not lake.store.put_if_absent(f"{_folder(lake, run_id)}/{shard}.{number}", note):
         number += 1
@@ -117,24 +117,18 @@ def deaths(lake: Lake, run_id: str, session: str) -> dict[str, int]:
 
 def open_attempts(lake: Lake, run_id: str, session: str) -> list[tuple[str, int]]:
     """(shard, attempt) of this session that were begun and have no end yet."""
+    parsed = [_parse(path) for path, _ in lake.store.list(_folder(lake, run_id))]
+    ended = {(p[0], int(p[1])) for p in parsed if len(p) == 3}
     found = []
-    for shard, number in _attempts(lake, run_id):
-        ended = any(lake.store.size(f"{_folder(lake, run_id)}/{shard}.{number}.{o}") is not None for o in OUTCOMES)
-        if not ended and json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{number}"))["session"] == session:
+    for shard, number in [(p[0], int(p[1])) for p in parsed if len(p) == 2]:
+        path = f"{_folder(lake, run_id)}/{shard}.{number}"
+        if (shard, number) not in ended and json.loads(lake.store.get(path))["session"] == session:
             found.append((shard, number))
     return found
 
 
-OUTCOMES = ("died", "returned")
-
-
 def _folder(lake: Lake, run_id: str) -> str:
     return f"{lake.run(run_id)}/attempts"
-
-
-def _attempts(lake: Lake, run_id: str, shard: str | None = None) -> list[tuple[str, int]]:
-    parsed = [_parse(path) for path, _ in lake.store.list(_folder(lake, run_id))]
-    return [(p[0], int(p[1])) for p in parsed if len(p) == 2 and shard in (None, p[0])]
 
 
 def _parse(path: str) -> list[str]:

@@ -8,12 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
 from ..lake.errors import BusyError, LakeError
+from ..lake.ids import digest
 from ..lake.layout import Lake
 from .plan import Plan
 
@@ -48,6 +50,19 @@ def write_record(lake: Lake, run_id: str, record: dict[str, Any]) -> None:
     """Say how a run ended; the first word stands."""
     record = {"run_id": run_id, "at": datetime.now(UTC).isoformat(timespec="seconds"), **record}
     lake.store.put_if_absent(f"{lake.run(run_id)}/run.json", json.dumps(record, indent=1).encode())
+
+
+def abandon(lake: Lake, run_id: str) -> None:
+    """Give up an unfinished run. Raises BusyError while a driver is alive on it."""
+    with lease(lake, run_id):
+        write_record(lake, run_id, {"state": "abandoned"})
+
+
+def fresh(lake: Lake, plan: Plan) -> Plan:
+    """The plan under an id of its own: a run that ended, given up or undone, is not taken up again."""
+    while read_record(lake, plan.run_id) is not None:
+        plan = replace(plan, run_id=digest([plan.run_id, "again"]))
+    return plan
 
 
 def list_runs(lake: Lake) -> list[str]:

@@ -78,6 +78,8 @@ def load_job(path: Path) -> Job:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise SpecError(f"there is no job file {path}") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}; name a job file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):

@@ -12,8 +12,9 @@ The engine drives every unit through the same steps:
         task.collect(state, window, outputs)        # one window's share, on the device
     result = task.finish(state)                     # the item row, detail rows and maps
 
-Windows of several units share a batch if their `bucket` is equal. With `ordered`, a unit's next window is prepared
-only after the last one was collected, so that a recurrent network's state travels in `state`.
+Windows of several units share a batch if their `bucket` is equal. `prepare` may run while other windows of the unit
+are collected, so it must not read what `collect` writes. With `ordered` it may: a unit's next window is prepared only
+after the last one was collected, so that a recurrent network's state travels in `state`.
 """
 
 from abc import ABC, abstractmethod
@@ -80,6 +81,12 @@ class Result:
     rows: dict[str, Sequence[Any]] = field(default_factory=dict)
     """The detail rows, column by column."""
     maps: dict[str, DenseMap] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of its arrays."""
+        columns = (value.nbytes for value in self.columns.values() if isinstance(value, np.ndarray))
+        return float(sum(columns) + sum(dense.data.nbytes for dense in self.maps.values()))
 
 
 class Task(ABC):

@@ -5,14 +5,17 @@ import signal
 from pathlib import Path
 
 _ARMED = os.environ.get("DIASTOLE_CRASH", "")
-"""`NAME` kills at each pass; `NAME:FILE` kills once, at the first pass at which FILE can be created."""
+"""`NAME` kills at each pass; `NAME:FILE` kills once, at the first pass at which FILE can be created.
+
+`pause@NAME` and `pause@NAME:FILE` stop the process with SIGSTOP instead, until it gets SIGCONT.
+"""
 
 
 def point(name: str) -> None:
-    """Kill this process with SIGKILL if DIASTOLE_CRASH names this point."""
+    """Kill this process with SIGKILL, or pause it, if DIASTOLE_CRASH names this point."""
     if not _ARMED:
         return
-    armed, _, flag = _ARMED.partition(":")
+    armed, _, flag = _ARMED.removeprefix("pause@").partition(":")
     if armed != name:
         return
     if flag:
@@ -20,4 +23,4 @@ def point(name: str) -> None:
             Path(flag).touch(exist_ok=False)
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGSTOP if _ARMED.startswith("pause@") else signal.SIGKILL)

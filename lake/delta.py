@@ -40,7 +40,13 @@ def ensure_table(lake: Lake, path: str, schema: pa.Schema, partition_by: list[st
     if table is not None:
         return table
     try:
-        return DeltaTable.create(lake.store.uri(path), schema=schema, mode="error", partition_by=partition_by)
+        return DeltaTable.create(
+            lake.store.uri(path),
+            schema=schema,
+            mode="error",
+            partition_by=partition_by,
+            configuration={"delta.enableExpiredLogCleanup": "false"},  # the order of commits says what is newest
+        )
     except (CommitFailedError, DeltaError) as error:
         table = open_table(lake, path)
         if table is None:

@@ -171,7 +171,7 @@ def add_folder(lake: Lake, folder: Path) -> Manifest:
         manifest = parse_manifest((folder / "model.yaml").read_bytes(), f"{folder}/model.yaml")
         paths = [folder / entry.path for entry in manifest.files.values()]
         return add(lake, manifest, {path.name: path.read_bytes() for path in paths})
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ModelError(
             f"{error.filename} is not there; a package is a folder with model.yaml and its files"
         ) from None

@@ -124,8 +124,10 @@ def refresh_current(lake: Lake, output: str) -> None:
         connection.register("predicted", rows)
         connection.register("commits", order)
         newest = """
-            select item_id, arg_max(run_id, (committed, attempt)) as run_id, arg_max(key_group, (committed, attempt)) as g
-            from predicted join (select run_id, max(committed) as committed from commits group by run_id) using (run_id)
+            select item_id, arg_max(run_id, (coalesce(committed, -1), attempt)) as run_id,
+              arg_max(key_group, (coalesce(committed, -1), attempt)) as g
+            from predicted left join (select run_id, max(committed) as committed from commits group by run_id)
+              using (run_id)
             where level = 'item' group by item_id
         """
         reader = connection.sql(

@@ -6,7 +6,8 @@ timing: so a shard gives the same results on any worker, in any order of shards,
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,10 @@ from ..jobs.task import Result, Task, Unit, Window
 from ..lake import crash
 from ..lake.errors import ItemError
 from ..lake.layout import Lake
-from .batches import Batcher
+from .batches import Batcher, blamed
 from .models.runtime import Networks
 from .parts import ShardWriter
-from .queue import ByteQueue, Closed
+from .queue import ByteQueue, Closed, nbytes_of
 from .read import Reader
 
 
@@ -34,16 +35,18 @@ class OpenUnit:
     data: Unit | None = None
     state: Any = None
     step: int = 0
-    todo: list[tuple[Window, Any]] = field(default_factory=list)
-    """Prepared windows of the step that are not in a bucket yet."""
+    todo: deque[Window] = field(default_factory=deque)
+    """Windows of an ordered task that wait for the one before them."""
     open: int = 0
-    """Windows of the step that were not collected yet."""
+    """Windows in buckets."""
+    whole: bool = False
+    """Whether all windows of the step were put into buckets, or wait in `todo`."""
     error: ItemError | None = None
 
     @property
     def nbytes(self) -> float:
         """Bytes that it holds."""
-        return float(sum(a.nbytes for a in self.data.data.values())) if self.data else 0.0
+        return nbytes_of(self.data.data) if self.data else 0.0
 
 
 class Engine:
@@ -51,15 +54,17 @@ class Engine:
 
     def __init__(self, lake: Lake, plan: Plan, task: Task, networks: Networks) -> None:
         self.lake, self.plan, self.task, self.networks = lake, plan, task, networks
-        self._budget = float(plan.job["resources"]["memory_gb"]) * 2**30 / 2
+        self._budget = float(plan.job["resources"]["memory_gb"]) * 2**30 / 3
+        """Bytes read ahead, in unfinished units, and waiting to be written: a third each."""
 
-    def work(self, shards: Iterator[Shard]) -> Iterator[Receipt]:
+    def work(self, shards: Iterator[Shard], stop: Callable[[], None] = lambda: None) -> Iterator[Receipt]:
         """Score shards, in the order in which they come, and yield the receipt of each that is in storage.
 
-        Raises EnvironmentFailure where storage or the node fails; what fails with an item is in its row.
+        `stop` is called when the work ends; a `shards` that waits for more must then end too. Raises
+        EnvironmentFailure where storage or the node fails; what fails with an item is in its row.
         """
         ahead: ByteQueue[Any] = ByteQueue(self._budget)
-        written: ByteQueue[Any] = ByteQueue(float("inf"))
+        written: ByteQueue[Any] = ByteQueue(self._budget)
         writer = ShardWriter(self.lake, self.plan, self.task, self.networks, lambda r: ahead.put(("receipt", r)))
         stages = [
             _Stage("read", self._read, shards, ahead, on_error=(ahead,)),
@@ -70,10 +75,13 @@ class Engine:
         except Closed:
             pass  # another stage failed, and says why below
         finally:
+            stop()
             ahead.close()
             written.close()
+            for stage in stages:
+                stage.wait()
         for stage in stages:
-            stage.join()
+            stage.check()
 
     def _read(self, shards: Iterator[Shard], ahead: ByteQueue[Any]) -> None:
         reader = Reader(self.lake)
@@ -82,36 +90,48 @@ class Engine:
             ahead.put(("begin", shard))
             reader.ahead(shard.units)
             for row in shard.units:
-                unit = self._open(reader, row)
-                ahead.put(("unit", unit), unit.nbytes)
+                unit = OpenUnit(row)
+                error = None
+                try:
+                    self._open(reader, unit, ahead)
+                except ItemError as found:
+                    error = found  # set by the computing thread, so that batches do not depend on when
+                ahead.put(("whole", (unit, error)))
             ahead.put(("end", time.perf_counter() - begun))
         ahead.put(("stop", None))
 
-    def _open(self, reader: Reader, row: dict[str, Any]) -> OpenUnit:
-        unit = OpenUnit(row)
-        try:
-            if row["refused_code"]:
-                raise ItemError(row["refused_code"], row["refused"])
-            unit.data = reader.read(row)
+    def _open(self, reader: Reader, unit: OpenUnit, ahead: ByteQueue[Any]) -> None:
+        """Read a unit and send its windows, one by one, as they are prepared."""
+        if unit.row["refused_code"]:
+            raise ItemError(unit.row["refused_code"], unit.row["refused"])
+        unit.data = reader.read(unit.row)
+        with blamed("task"):
             unit.state = self.task.begin(unit.data)
-            self._prepare(unit)
-        except ItemError as error:
-            unit.error = error
-        return unit
-
-    def _prepare(self, unit: OpenUnit) -> None:
-        """Cut and prepare the windows of the unit's step; steps without windows are passed over."""
-        if unit.data is None:
+        windows = self._windows(unit)
+        ahead.put(("unit", unit), unit.nbytes)
+        if self.task.ordered:
+            unit.todo.extend(windows)
             return
+        for window in windows:
+            ready = self._prepared(unit, window)
+            ahead.put(("window", (unit, window, ready)), nbytes_of(ready))
+
+    def _windows(self, unit: OpenUnit) -> list[Window]:
+        """The windows of the unit's step; steps without windows are passed over."""
         while unit.step < len(self.task.steps):
-            windows = self.task.windows(unit.state, unit.step)
-            for window in windows:
-                raw = {role: unit.data.data[role][region] for role, region in window.regions.items()}
-                unit.todo.append((window, self.task.prepare(unit.state, window, raw)))
+            with blamed("task"):
+                windows = list(self.task.windows(unit.state, unit.step))
             if windows:
-                unit.open = len(windows)
-                return
+                return windows
             unit.step += 1
+        return []
+
+    def _prepared(self, unit: OpenUnit, window: Window) -> Any:
+        if unit.data is None:
+            raise ValueError("a unit without data has no windows")
+        with blamed("task"):
+            raw = {role: unit.data.data[role][region] for role, region in window.regions.items()}
+            return self.task.prepare(unit.state, window, raw)
 
     def _compute(self, ahead: ByteQueue[Any], written: ByteQueue[Any]) -> Iterator[Receipt]:
         """What was read goes through the network; receipts come back through the same queue, and out."""
@@ -119,57 +139,67 @@ class Engine:
         while reading or open_shards:
             kind, value = ahead.get()
             if kind == "begin":
-                shard, batcher = value, Batcher(self.task, self.networks, self.plan.batch)
+                shard, batcher = value, Batcher(self.task, self.networks, self.plan.batch, self._prepared)
                 number = receipts.mark_attempt(
                     self.lake, self.plan.run_id, shard.shard, in_process=shard.in_process, session=shard.session
                 )
                 crash.point("mid-shard")
                 written.put(("begin", (shard, number)))
                 begun = time.perf_counter()
-            elif kind == "unit":
-                self._enter(value, batcher, written)
+            elif kind == "window":
+                batcher.place(*value)
+                self._advance(batcher, written, below=self._budget)
+            elif kind == "whole":
+                unit, unit.error = value
+                batcher.whole(unit)
+                self._advance(batcher, written, below=self._budget)
             elif kind == "end":
-                self._drain(batcher, written)
+                self._advance(batcher, written, below=0.0)
                 seconds = {"read": value, "compute": batcher.seconds, "shard": time.perf_counter() - begun}
                 written.put(("end", seconds))
                 open_shards += 1
             elif kind == "receipt":
                 open_shards -= 1
                 yield value
-            else:
+            elif kind == "stop":
                 reading = False
         written.put(("stop", None))
 
-    def _enter(self, unit: OpenUnit, batcher: Batcher, written: ByteQueue[Any]) -> None:
-        batcher.add(unit)
-        self._advance(batcher, written, below=self._budget)
-
-    def _drain(self, batcher: Batcher, written: ByteQueue[Any]) -> None:
-        self._advance(batcher, written, below=0.0)
-
     def _advance(self, batcher: Batcher, written: ByteQueue[Any], below: float) -> None:
-        """Compute full batches, and partly full ones, oldest first, until unfinished units hold no more than `below`."""
+        """Compute full batches, and partly full ones, oldest first, until what waits holds no more than `below`."""
         while True:
             for unit in batcher.settled():
-                if unit.error is None:
-                    unit.step += 1
-                    try:
-                        self._prepare(unit)
-                    except ItemError as error:
-                        unit.error = error
-                if unit.error is None and unit.step < len(self.task.steps):
-                    batcher.add(unit)
-                    continue
-                written.put(("unit", (unit.row, self._finish(unit))))
-                unit.data = unit.state = None
-            if not batcher.compute(partly=batcher.nbytes > below or (below == 0.0 and batcher.waiting)):
+                self._settle(unit, batcher, written)
+            if not batcher.compute(partly=batcher.nbytes > below or below == 0.0):
                 return
+
+    def _settle(self, unit: OpenUnit, batcher: Batcher, written: ByteQueue[Any]) -> None:
+        """A unit's step is over: the next one, or its result."""
+        try:
+            if unit.error is None:
+                unit.step += 1
+                windows = self._windows(unit)
+                if windows and self.task.ordered:
+                    unit.todo.extend(windows)
+                    batcher.whole(unit)
+                    return
+                if windows:
+                    for window, ready in [(window, self._prepared(unit, window)) for window in windows]:
+                        batcher.place(unit, window, ready)
+                    batcher.whole(unit)
+                    return
+        except ItemError as error:
+            unit.error = error
+        result = self._finish(unit)
+        written.put(("unit", (unit.row, result)), 0.0 if isinstance(result, ItemError) else result.nbytes)
+        unit.data = unit.state = None
 
     def _finish(self, unit: OpenUnit) -> Result | ItemError:
         if unit.error is not None:
             return unit.error
         try:
-            return self.task.finish(unit.state)
+            with blamed("task"):
+                return self.task.finish(unit.state)
         except ItemError as error:
             return error
 
@@ -185,7 +215,7 @@ class _Stage:
                 target(*args)
             except Closed:
                 pass
-            except BaseException as error:  # noqa: BLE001 - raised again in join
+            except BaseException as error:  # noqa: BLE001 - raised again in check
                 self._error = error
                 for queue in on_error:
                     queue.close()
@@ -193,8 +223,11 @@ class _Stage:
         self._thread = threading.Thread(target=run, name=f"diastole-{name}", daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
-        """Wait for the stage and raise what it raised."""
+    def wait(self) -> None:
+        """Wait for the stage."""
         self._thread.join()
+
+    def check(self) -> None:
+        """Raise what the stage raised."""
         if self._error is not None:
             raise self._error

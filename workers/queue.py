@@ -2,8 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from ..lake.errors import EnvironmentFailure
 
@@ -17,11 +17,22 @@ class Closed(Exception):  # noqa: N818 - a signal, not an error
     """The other side is gone; the stage ends."""
 
 
+def nbytes_of(value: Any) -> float:
+    """Bytes of the arrays in a value: an array, or a mapping, list or tuple of such."""
+    if isinstance(value, Mapping):
+        return sum(nbytes_of(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return sum(nbytes_of(one) for one in value)
+    return float(getattr(value, "nbytes", 0.0))
+
+
 class ByteQueue(Generic[T]):
-    """First in, first out. What is larger than the bound enters an empty queue."""
+    """First in, first out. What is larger than the bound enters once nothing of weight is in; words always enter."""
 
     def __init__(self, limit: float) -> None:
         self._limit, self._bytes = limit, 0.0
+        self.peak = 0.0
+        """The most bytes that it ever held."""
         self._entries: deque[tuple[T, float]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -29,9 +40,10 @@ class ByteQueue(Generic[T]):
     def put(self, entry: T, nbytes: float = 0.0) -> None:
         """Wait for room and append. Raises Closed once the queue is closed."""
         with self._changed:
-            self._wait(lambda: not self._entries or self._bytes + nbytes <= self._limit)
+            self._wait(lambda: not nbytes or not self._bytes or self._bytes + nbytes <= self._limit)
             self._entries.append((entry, nbytes))
             self._bytes += nbytes
+            self.peak = max(self.peak, self._bytes)
             self._changed.notify_all()
 
     def get(self) -> T:

@@ -4,14 +4,15 @@ import importlib
 import io
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...jobs.task import Task
-from ...lake.errors import ModelError
+from ...lake.errors import EnvironmentFailure, ModelError
 from ...lake.ids import sha256_bytes
 from ...lake.layout import Lake
 from ...lake.models import Manifest, network_code, read_file
@@ -33,16 +34,9 @@ class Networks:
         self._forward = [load(lake, manifest, name, task.outputs, self.device, threads) for name in task.steps]
 
     def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Outputs by name, first axis the batch. Raises OutOfMemory where the batch does not fit."""
-        try:
-            with torch.inference_mode():
-                return self._forward[step](inputs)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-                raise OutOfMemory from error
-            raise
+        """Outputs by name, first axis the batch."""
+        with torch.inference_mode():
+            return self._forward[step](inputs)
 
     def finite(self, outputs: Mapping[str, torch.Tensor]) -> bool:
         """Whether no output has NaN or infinite values."""
@@ -55,6 +49,21 @@ class Networks:
     def device_name(self) -> str:
         """What it computes on."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """What torch says of memory and of a broken device, in our words. Raises OutOfMemory, EnvironmentFailure."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise OutOfMemory from error
+        if "CUDA error" in str(error):  # the context is lost with it: nothing computes after it in this process
+            raise EnvironmentFailure(f"the device failed: {str(error).splitlines()[0]}") from error
+        raise
 
 
 def choose_device(wanted: str) -> str:
@@ -124,7 +133,12 @@ def _python(
             f"{manifest.ref}: {manifest.files[name].path} is not a plain state dict; nothing of it was run"
         ) from error
     shared = {key: value for key, value in manifest.network_options.items() if key not in manifest.files}
-    network = build(**shared, **manifest.network_options.get(name, {}))
+    try:
+        network = build(**shared, **manifest.network_options.get(name, {}))
+    except Exception as error:  # any class may come from code that is not ours
+        raise ModelError(
+            f"{manifest.ref}: {manifest.network} cannot be built with its network_options: {type(error).__name__}: {error}"
+        ) from error
     try:
         network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
     except (RuntimeError, AttributeError) as error:
