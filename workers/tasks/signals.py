@@ -20,19 +20,38 @@ def gaps(samples: np.ndarray, shortest: int) -> np.ndarray:
     return change.reshape(-1, 2)
 
 
+def trend(samples: np.ndarray, missing: np.ndarray) -> tuple[float, float]:
+    """Level and slope per sample of the line from the first sample to the last, of those that are no gap."""
+    first = missing[0, 1] if len(missing) and missing[0, 0] == 0 else 0
+    last = missing[-1, 0] - 1 if len(missing) and missing[-1, 1] == len(samples) else len(samples) - 1
+    if first > last:
+        return 0.0, 0.0
+    level, end = float(samples[first]), float(samples[last])
+    return level, (end - level) / max(len(samples) - 1, 1)
+
+
 def bridged(samples: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Gaps replaced by straight lines between their ends, so that filters and nets see no jump."""
-    if not len(missing):
-        return samples
+    """Gaps replaced by straight lines between their ends, so that filters and nets see no jump. float64.
+
+    `missing` may reach beyond the samples; where all are missing, they are 0.
+    """
     bad = np.zeros(len(samples), bool)
-    for start, stop in missing:
+    for start, stop in np.clip(missing, 0, len(samples)):
         bad[start:stop] = True
-    if bad.all():
-        return np.zeros_like(samples)
-    places = np.arange(len(samples))
-    filled = samples.copy()
-    filled[bad] = np.interp(places[bad], places[~bad], samples[~bad])
+    filled = np.where(bad, 0.0, samples)
+    if bad.any() and not bad.all():
+        places = np.arange(len(samples))
+        filled[bad] = np.interp(places[bad], places[~bad], filled[~bad])
     return filled
+
+
+def clear(missing: np.ndarray, change: Fraction, start: int, length: int) -> np.ndarray:
+    """Which of `length` samples from `start` at the new rate lie in no gap of the source; all where none does."""
+    bad = np.zeros(length, bool)
+    spans = missing * float(change) - start
+    for first, last in np.clip(np.stack([np.floor(spans[:, 0]), np.ceil(spans[:, 1])], 1), 0, length).astype(int):
+        bad[first:last] = True
+    return bad if bad.all() else ~bad
 
 
 def region(start: int, length: int, change: Fraction, total: int) -> tuple[slice, int]:
@@ -47,20 +66,31 @@ def region(start: int, length: int, change: Fraction, total: int) -> tuple[slice
     return slice(first, last), start - first * up // down
 
 
-def resampled(samples: np.ndarray, change: Fraction, offset: int, length: int) -> np.ndarray:
-    """Samples at the new rate (polyphase, Kaiser 5.0, anti-aliased), the last one repeated where the end is short."""
+def resampled(
+    samples: np.ndarray, change: Fraction, offset: int, length: int, line: tuple[float, float] = (0.0, 0.0)
+) -> np.ndarray:
+    """Samples at the new rate (polyphase, Kaiser 5.0, anti-aliased), the last one repeated where the end is short.
+
+    `line` is a level at the first sample and a slope per sample, which the filter is spared: with that of the whole
+    recording, windows are what `resample_poly(recording, padtype="line")` has at their places.
+    """
     if change != 1:
         from scipy.signal import resample_poly
 
-        samples = resample_poly(samples, change.numerator, change.denominator, padtype="line")
+        level, slope = line
+        samples = resample_poly(
+            samples - (level + slope * np.arange(len(samples))), change.numerator, change.denominator
+        )
+        samples += level + slope / float(change) * np.arange(len(samples))
     piece = samples[offset : offset + length]
     return np.concatenate([piece, np.repeat(piece[-1:], length - len(piece))])
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1 along the last axis; what does not vary is 0."""
-    centred = values - values.mean(axis=-1, keepdims=True)
-    deviation = values.std(axis=-1, keepdims=True)
+def standardised(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1 of the valid samples along the last axis; what does not vary is 0."""
+    known = values[..., valid]
+    centred = values - known.mean(axis=-1, keepdims=True)
+    deviation = known.std(axis=-1, keepdims=True)
     return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
 
 
