@@ -104,8 +104,9 @@ def _onnx(
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise ModelError("this onnxruntime has no CUDA; install onnxruntime-gpu, or set device: cpu in the job")
         providers = ["CUDAExecutionProvider", *providers]
+    data = read_file(lake, manifest, name)
     try:
-        session = onnxruntime.InferenceSession(read_file(lake, manifest, name), settings, providers=providers)
+        session = onnxruntime.InferenceSession(data, settings, providers=providers)
     except Exception as error:  # onnxruntime raises plain classes of its own for a bad file
         raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not an ONNX model that runs here") from error
     there = {output.name for output in session.get_outputs()}
@@ -126,8 +127,9 @@ def _python(
 ) -> Forward:
     del threads
     build = _builder(lake, manifest)
+    data = read_file(lake, manifest, name)
     try:
-        weights = torch.load(io.BytesIO(read_file(lake, manifest, name)), map_location="cpu", weights_only=True)
+        weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that wants to run code, or no state dict at all
         raise ModelError(
             f"{manifest.ref}: {manifest.files[name].path} is not a plain state dict; nothing of it was run"
