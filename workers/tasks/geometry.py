@@ -58,3 +58,10 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(labels == sizes.argmax())
+
+
+def filled(mask: np.ndarray) -> np.ndarray:
+    """The mask with its holes: what the outside does not reach over faces."""
+    from scipy.ndimage import binary_fill_holes
+
+    return np.asarray(binary_fill_holes(mask))

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...jobs.task import Options, Result, Task, Unit, Window
+from ...lake.errors import SpecError
 from ...lake.models import Manifest
 
 PAD = 255
@@ -48,6 +49,8 @@ class Residues(Task):
 
     def __init__(self, manifest: Manifest, options: ResidueOptions) -> None:
         super().__init__(manifest, options)
+        if any(len(name) != 1 for name in manifest.classes):
+            raise SpecError(f"task residues needs classes of one letter each; {manifest.ref} has longer ones")
         self._code = np.full(256, PAD, np.uint8)
         for number, letter in enumerate(options.alphabet.encode()):
             self._code[letter] = number

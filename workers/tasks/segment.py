@@ -1,7 +1,7 @@
 """A mask for a volume: one net on the whole of it, or one that finds a box first and one that looks into the box."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ...jobs.task import DenseMap, Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError
-from .geometry import canonical, largest_component, nearest, stored
+from .geometry import canonical, filled, largest_component, nearest, stored
 
 
 class Pass(Options):
@@ -65,12 +65,12 @@ class _State:
     volume: np.ndarray
     """A view in the orientation and order of axes that the net sees."""
     meta: Mapping[str, Any]
-    box: Box
+    box: Box | None
+    """Where the next net looks; none: nothing was found, so the mask is empty."""
     bounds: tuple[float, float] | None = None
     """The values of the quantiles."""
     probability: np.ndarray | None = None
     """Inside of the box."""
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Segment(Task):
@@ -82,9 +82,8 @@ class Segment(Task):
         [
             pa.field("volume_ml", pa.float64()),
             pa.field("voxels", pa.int64()),
-            pa.field(
-                "bbox", pa.list_(pa.int64())
-            ),  # first and last + 1 voxel: x, y, z, x, y, z, as the source has them
+            # first and last + 1 voxel: x, y, z, x, y, z, as the source has them
+            pa.field("bbox", pa.list_(pa.int64())),
             pa.field("centroid_mm", pa.list_(pa.float64())),  # in RAS
             pa.field("mean_probability", pa.float64()),  # inside of the mask
         ]
@@ -107,13 +106,15 @@ class Segment(Task):
         return _State(volume, meta, (slice(None), slice(None), slice(None)))
 
     def windows(self, state: _State, step: int) -> Sequence[Window]:
-        grid = self.options.passes[step].grid or tuple(state.volume[state.box].shape)
+        if state.box is None:
+            return []
+        grid = self.options.passes[step].grid or _inside(state).shape
         return [Window(0, {"input": ()}, bucket=grid, tag=grid)]
 
     def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> tuple[_State, np.ndarray]:
         """The box on the net's grid, in the stored dtype."""
         del raw
-        return state, nearest(state.volume[state.box], window.tag)
+        return state, nearest(_inside(state), window.tag)
 
     def encode(self, step: int, ready: Sequence[tuple[_State, np.ndarray]], device: Any) -> dict[str, Any]:
         """x: (batch, 1, *grid) float32, scaled."""
@@ -130,7 +131,7 @@ class Segment(Task):
         x = torch.nan_to_num(x.float() * slope + intercept)
         if how.quantiles is not None:
             if state.bounds is None:
-                state.bounds = (_quantile(x, how.quantiles[0]), _quantile(x, how.quantiles[1]))
+                state.bounds = _quantiles(x, how.quantiles)
             low, high = state.bounds
             if high <= low:
                 raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
@@ -147,54 +148,60 @@ class Segment(Task):
         one = self.options.passes[step]
         probability = outputs["output"][one.channel].float().cpu().numpy()
         if step < len(self.options.passes) - 1:
-            state.box = _box(largest_component(probability > one.threshold), state.volume.shape, one)
+            state.box = _box(largest_component(probability > one.threshold), state.volume.shape, state.box, one)
         else:
-            state.probability = nearest(probability, state.volume[state.box].shape)
+            state.probability = nearest(probability, _inside(state).shape)
 
     def finish(self, state: _State) -> Result:
-        probability = state.probability if state.probability is not None else np.zeros(state.volume[state.box].shape)
-        inside = probability > self.options.threshold
-        if self.options.largest and inside.any():
-            inside = largest_component(inside)
-        if self.options.fill:
-            from scipy.ndimage import binary_fill_holes
-
-            inside = binary_fill_holes(inside)
-        whole = np.zeros(state.volume.shape, np.uint8)
-        whole[state.box] = inside
+        whole, mean = np.zeros(state.volume.shape, np.uint8), None
+        if state.box is not None and state.probability is not None:
+            inside = state.probability > self.options.threshold
+            if self.options.largest:
+                inside = largest_component(inside)
+            if self.options.fill:
+                inside = filled(inside)
+            if inside.any():
+                mean = float(state.probability[inside].mean())
+            whole[state.box] = inside
         mask = stored(whole, state.meta, self.manifest.inputs["input"].orientation, self.options.axes)
         names = self.manifest.classes or ["object"]
-        columns = {
-            **_measure(mask, state.meta),
-            "mean_probability": float(probability[inside].mean()) if inside.any() else None,
-        }
+        columns = {**_measure(mask, state.meta), "mean_probability": mean}
         return Result(columns, maps={"mask": DenseMap(mask, "input", names)})
 
 
-def _quantile(x: Any, q: float) -> float:
+def _quantiles(x: Any, wanted: tuple[float, float]) -> tuple[float, float]:
     """Linear between the two nearest ranks, as numpy and torch have it, for any number of values."""
     import torch
 
-    values = x.flatten()
-    place = q * (values.numel() - 1)
-    below = int(place)
-    ranked = torch.sort(values).values
-    low, high = float(ranked[below]), float(ranked[min(below + 1, values.numel() - 1)])
-    return low + (high - low) * (place - below)
+    ranked = torch.sort(x.flatten()).values
+    places = torch.tensor(wanted, dtype=torch.float64) * (len(ranked) - 1)
+    below = places.long()
+    pairs = ranked[torch.stack([below, (below + 1).clamp(max=len(ranked) - 1)]).to(x.device)].cpu().double()
+    low, high = (pairs[0] + (pairs[1] - pairs[0]) * (places - below)).tolist()
+    return low, high
 
 
-def _box(mask: np.ndarray, shape: Sequence[int], one: Pass) -> Box:
-    """Where the object is, on the grid of the whole volume, widened by the margin."""
+def _inside(state: _State) -> np.ndarray:
+    return state.volume if state.box is None else state.volume[state.box]
+
+
+def _box(mask: np.ndarray, shape: Sequence[int], within: Box, one: Pass) -> Box | None:
+    """Where the object is, on the grid of the whole volume, widened by the margin; None where it is nowhere.
+
+    `within` is where the net looked, so what the mask covers.
+    """
     slices = []
     for axis in range(3):
+        first, last, _ = within[axis].indices(shape[axis])
         others = tuple(a for a in range(3) if a != axis)
         planes = np.flatnonzero(mask.mean(axis=others) > one.profile)
         if not len(planes):
-            raise ItemError("nothing_found", "the first net found no object in it, so there is nothing to look into")
-        scale = np.float32(shape[axis]) / np.float32(mask.shape[axis])
+            return None
+        scale = np.float32(last - first) / np.float32(mask.shape[axis])
         centre = np.round(scale * np.float32((planes[-1] + 1 + planes[0]) / 2))
         size = np.round(np.float32(1 + 2 * one.margin) * (scale * np.float32(planes[-1] + 1 - planes[0])))
-        slices.append(slice(max(0, int(centre - size / 2)), min(shape[axis], int(centre + size / 2))))
+        start = min(first + max(0, int(centre - size / 2)), last - 1)
+        slices.append(slice(start, min(last, max(start + 1, first + int(centre + size / 2)))))
     return (slices[0], slices[1], slices[2])
 
 

@@ -5,7 +5,7 @@ A package may have several stages: where the first gives a certain class, the ne
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.models import Manifest
 
 _CODES = np.full(256, 255, np.uint8)
+"""Small letters stand for masked stretches, and are no bases here, as they are none for tiara."""
 _CODES[np.frombuffer(b"ACGT", np.uint8)] = np.arange(4, dtype=np.uint8)
 
 
@@ -45,6 +46,10 @@ class SequenceOptions(Options):
     """Name → classes of the first stage; suggested where none is above the threshold alone, but all together are."""
     short_piece: float = 0.0
     """The last piece is left out where it is shorter than this share of a piece, unless it is the only one."""
+    blank_piece: Literal["unknown", "leave_out"] = "leave_out"
+    """What becomes of a sequence with a piece that has no k-mer of A, C, G and T, as in a long gap of an assembly:
+    `unknown` without probabilities, or the class of its other pieces, and unknown only where there is none.
+    """
 
 
 @dataclass
@@ -63,11 +68,12 @@ class SequenceClasses(Task):
     item_columns: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("length", pa.int64()),
-            pa.field("n_pieces", pa.int64()),
+            pa.field("n_pieces", pa.int64()),  # that were classified in the first stage
             pa.field("label", pa.string()),  # of the last stage that ran; `unknown` below the threshold
             pa.field("labels", pa.list_(pa.string())),  # of each stage that ran
-            pa.field("probabilities", pa.list_(pa.float64())),  # of the first stage, in the order of its classes
-            pa.field("stage_probabilities", pa.list_(pa.list_(pa.float64()))),  # of the stages after it
+            # of the first stage, in the order of its classes; null where no piece could be classified
+            pa.field("probabilities", pa.list_(pa.float64())),
+            pa.field("stage_probabilities", pa.list_(pa.list_(pa.float64()))),  # of the stages after it, likewise
         ]
     )
     units: ClassVar[Mapping[str, str]] = {"length": "{base}", "probabilities": "1"}
@@ -90,10 +96,18 @@ class SequenceClasses(Task):
             if state.labels[-1] != self.options.stages[step].when or len(state.labels) != step:
                 return []
         size, length = self.options.piece, len(state.codes)
-        starts = list(range(0, length, size))
+        starts = np.arange(0, length, size)
         if len(starts) > 1 and length - starts[-1] < self.options.short_piece * size:
-            starts.pop()
-        return [Window(n, {"input": (slice(s, min(s + size, length)),)}) for n, s in enumerate(starts)]
+            starts = starts[:-1]
+        stops = np.minimum(starts + size, length)
+        k = self.options.stages[step].k
+        places = _kmers(state.codes, k)
+        seen = np.searchsorted(places, stops - k, "right") > np.searchsorted(places, starts)
+        state.sums[step] = []
+        if self.options.blank_piece == "unknown" and not seen.all():
+            return []
+        regions = zip(starts[seen].tolist(), stops[seen].tolist(), strict=True)
+        return [Window(n, {"input": (slice(start, stop),)}) for n, (start, stop) in enumerate(regions)]
 
     def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> np.ndarray:
         del raw
@@ -123,38 +137,43 @@ class SequenceClasses(Task):
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del window
-        state.sums.setdefault(step, []).append(outputs["output"].double().cpu().numpy())
+        state.sums[step].append(outputs["output"].double().cpu().numpy())
 
     def finish(self, state: _State) -> Result:
-        ran = sorted(state.sums)
-        if len(state.labels) < len(ran):
-            self._close(state, ran[-1])
-        means = [np.mean(state.sums[step], axis=0) for step in ran]
+        self._close(state, max(state.sums))
+        first, *later = [self._named(step, pieces) for step, pieces in sorted(state.sums.items())]
         return Result(
             {
                 "length": len(state.codes),
                 "n_pieces": len(state.sums[0]),
                 "label": state.labels[-1],
                 "labels": state.labels,
-                "probabilities": self._named(0, means[0]),
-                "stage_probabilities": [self._named(step, mean) for step, mean in zip(ran[1:], means[1:], strict=True)],
+                "probabilities": first,
+                "stage_probabilities": later,
             }
         )
 
-    def _named(self, step: int, mean: np.ndarray) -> list[float]:
-        return [float(p) for p, name in zip(mean, self.options.stages[step].classes, strict=True) if name]
+    def _named(self, step: int, pieces: list[np.ndarray]) -> list[float] | None:
+        """The mean of the pieces, without the outputs that stand for no class."""
+        if not pieces:
+            return None
+        names = self.options.stages[step].classes
+        return [float(p) for p, name in zip(np.mean(pieces, axis=0), names, strict=True) if name]
 
     def _close(self, state: _State, step: int) -> None:
         """The label of a stage, once all of its pieces are in."""
         if len(state.labels) > step or step not in state.sums:
             return
-        mean, names = np.mean(state.sums[step], axis=0), self.options.stages[step].classes
-        best = int(mean.argmax())
-        label = names[best] if mean[best] > self.options.threshold and names[best] else "unknown"
-        for merged, parts in self.options.merge.items():
-            together = sum(float(p) for p, name in zip(mean, names, strict=True) if name in parts)
-            if label == "unknown" and step == 0 and together > self.options.threshold:
-                label = merged
+        label, names = "unknown", self.options.stages[step].classes
+        if state.sums[step]:
+            mean = np.mean(state.sums[step], axis=0)
+            best = int(mean.argmax())
+            if mean[best] > self.options.threshold and names[best]:
+                label = names[best]
+            for merged, parts in self.options.merge.items():
+                together = sum(float(p) for p, name in zip(mean, names, strict=True) if name in parts)
+                if label == "unknown" and step == 0 and together > self.options.threshold:
+                    label = merged
         state.labels.append(label)
 
     def load_tables(self, read: Any) -> None:
@@ -170,3 +189,9 @@ class SequenceClasses(Task):
 
         table = self._tables.get(step)
         return 1.0 if table is None else torch.from_numpy(table).to(device)
+
+
+def _kmers(codes: np.ndarray, k: int) -> np.ndarray:
+    """Where k letters in a row are bases."""
+    bases = np.concatenate([[0], np.cumsum(codes < 4)])
+    return np.flatnonzero(bases[k:] - bases[:-k] == k)
