@@ -79,7 +79,8 @@ def add_model(lake: Lake, files: dict[str, bytes], **fields: Any) -> models.Mani
     pinned = {path.partition(".")[0]: {"path": path, "sha256": sha256_bytes(data)} for path, data in files.items()}
     manifest = models.Manifest.model_validate({"name": "m", "version": "1", "files": pinned, **fields})
     manifest = models.add(lake, manifest, files)
-    os.environ["DIASTOLE_ALLOW_CODE"] = f"{manifest.ref}:{manifest.model_digest}"
+    allowed = os.environ.get("DIASTOLE_ALLOW_CODE", "")
+    os.environ["DIASTOLE_ALLOW_CODE"] = f"{allowed},{manifest.ref}:{manifest.model_digest}"
     return manifest
 
 

@@ -17,7 +17,7 @@ from diastole.lake import items
 from diastole.lake.errors import EnvironmentFailure, ModelError
 from diastole.workers import engine as engines
 from diastole.workers import parts
-from diastole.workers.queue import ByteQueue, Closed
+from diastole.workers.queue import ByteQueue
 from diastole.workers.worker import open_engine
 
 
@@ -238,31 +238,3 @@ def test_queues_hold_no_more_than_their_bound_and_let_the_oversized_through(lake
     assert outcome.scored == 301
     assert [queue._limit for queue in queues] == [pytest.approx(3000)] * 2
     assert 2500 < queues[0].peak <= 5000  # the oversized one came in alone
-
-
-def test_a_queue_waits_for_room_lets_words_pass_and_ends_both_sides_when_closed():
-    queue = ByteQueue(10)
-    queue.put("a", 6)
-    queue.put("word")
-    done = []
-
-    def producer():
-        queue.put("b", 6)
-        done.append("b")
-        try:
-            queue.put("c", 6)
-        except Closed:
-            done.append("closed")
-
-    thread = threading.Thread(target=producer)
-    thread.start()
-    time.sleep(0.1)
-    assert done == []
-    assert [queue.get(), queue.get(), queue.get()] == ["a", "word", "b"]
-    time.sleep(0.1)
-    queue.put("word")
-    queue.close()
-    thread.join(5)
-    assert done[0] == "b"
-    with pytest.raises(Closed):
-        queue.get()

@@ -1,0 +1,270 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import made
+import pytest
+
+from diastole.cluster import driver, local
+from diastole.jobs import commit as commits
+from diastole.jobs import receipts, runs
+from diastole.jobs.ledger import Ledger
+from diastole.lake import delta, predictions
+from diastole.lake.errors import CommitError
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
+    monkeypatch.setattr("diastole.jobs.plan.SHARD_COST", (100, 10**9))
+
+
+class Scored:
+    """A run whose shards all have receipts, not committed yet."""
+
+    def __init__(self, lake, **fields):
+        self.lake = lake
+        self.plan, _, task = driver.plan_job(lake, made.job(**fields), driver.Choice())
+        self.schema = predictions.table_schema(task.item_columns, task.row_columns)
+        predictions.fix_output(lake, self.plan.output, task.name, ["H", "E", "C"], self.schema, {})
+        runs.start(lake, self.plan)
+        local.run_here(lake, self.plan, self.ledger(), 1, lambda receipt: None)
+
+    def ledger(self):
+        return Ledger(self.lake, self.plan, in_process=True)
+
+    def commit(self):
+        return commits.commit(self.lake, self.plan, self.ledger(), self.schema)
+
+    def change(self, shard, **fields):
+        """Forge a receipt."""
+        receipt = receipts.read_one(self.lake, self.plan.run_id, shard)
+        forged = dataclasses.replace(receipt, **fields)
+        self.lake.store.put(f"runs/{self.plan.run_id}/receipts/{shard}.json", forged.to_bytes())
+
+    def receipt(self, number=0):
+        return receipts.read_one(self.lake, self.plan.run_id, f"{number:05d}")
+
+    def part(self, number=0):
+        return self.lake.store.path(f"predictions/o/{self.receipt(number).parts[0].path}")
+
+
+@pytest.fixture
+def cohort(lake, tmp_path):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(40))
+    made.residues(lake)
+    return lake
+
+
+def test_a_commit_publishes_once_however_often_it_is_called(cohort):
+    scored = Scored(cohort)
+    assert made.table(cohort) == []
+    first, second = scored.commit(), scored.commit()
+    assert (first.already, second.already) == (False, True)
+    assert (first.rows, second.rows, first.version) == (40, 40, second.version)
+    made.assert_each_once(cohort, 40)
+
+
+def refused(scored, match):
+    with pytest.raises(CommitError, match=match):
+        scored.commit()
+    assert made.table(scored.lake) == []
+
+
+def test_a_part_that_is_gone_or_cut_or_damaged_stops_the_commit_and_the_advice_mends_it(cohort):
+    scored = Scored(cohort)
+    part, whole = scored.part(), scored.part().read_bytes()
+    part.unlink()
+    refused(scored, "its file is gone")
+    part.write_bytes(whole[:-1])
+    refused(scored, f"of {len(whole) - 1} bytes")
+    part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    refused(scored, "is damaged")
+    cohort.store.delete(f"runs/{scored.plan.run_id}/receipts/00000.json")
+    assert made.run(cohort).scored == 40
+    made.assert_each_once(cohort, 40)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../datasets/d/items/x.parquet",
+        "level=item/key_group=ffffffff/x.parquet",
+        "level=item/key_group={group}/other.parquet",
+        "level=item/key_group={group}/{run}-00000-1/../x.parquet",
+    ],
+)
+def test_a_receipt_that_names_what_is_not_its_own_file_is_refused(cohort, path):
+    scored = Scored(cohort)
+    path = path.format(group=scored.plan.key_group, run=scored.plan.run_id)
+    scored.change("00000", parts=(dataclasses.replace(scored.receipt().parts[0], path=path),))
+    refused(scored, "names a file outside of its table|gone")
+
+
+def test_a_unit_twice_a_unit_short_and_a_false_count_are_refused(cohort):
+    scored = Scored(cohort)
+    honest = scored.receipt()
+    scored.change("00000", parts=(honest.parts[0], honest.parts[0]))
+    refused(scored, r"40 units planned, \d\d item rows")
+    scored.change("00000", parts=())
+    refused(scored, r"40 units planned, [23]\d item rows")
+    scored.change("00000", parts=(dataclasses.replace(honest.parts[0], rows=honest.parts[0].rows + 1),))
+    refused(scored, "rows in a file")
+    scored.change("00000", parts=honest.parts)
+    assert scored.commit().rows == 40
+
+
+def test_a_receipt_of_another_run_is_refused(cohort):
+    scored = Scored(cohort)
+    scored.change("00000", run_id="0" * 32)
+    refused(scored, "belongs to another run")
+
+
+def test_a_shard_without_a_receipt_stops_the_commit(cohort):
+    scored = Scored(cohort)
+    cohort.store.delete(f"runs/{scored.plan.run_id}/receipts/00001.json")
+    refused(scored, "shards are missing")
+
+
+def test_two_plans_over_the_same_units_publish_each_unit_once(cohort, tmp_path):
+    early = Scored(cohort, name="early")
+    made.add_proteins(cohort, tmp_path / "more", made.proteins(10, seed=9), prefix="q")
+    late = Scored(cohort, name="late")
+    assert late.plan.units.num_rows == 50
+    assert early.plan.run_id != late.plan.run_id
+    assert early.commit().dropped == 0
+    assert late.commit().dropped == 40
+    made.assert_each_once(cohort, 50)
+    assert late.commit().already
+    made.assert_each_once(cohort, 50)
+
+
+def test_a_plan_whose_units_were_all_published_meanwhile_publishes_nothing(cohort):
+    first, second = Scored(cohort, name="first"), Scored(cohort, name="second")
+    first.commit()
+    done = second.commit()
+    assert (done.rows, done.dropped) == (0, 40)
+    made.assert_each_once(cohort, 40)
+
+
+def test_a_subject_withdrawn_while_a_run_holds_it_is_not_in_what_it_publishes(lake, tmp_path):
+    for subject in ("01", "02"):
+        path = tmp_path / "src" / f"sub-{subject}" / f"{subject}.fasta"
+        path.parent.mkdir(parents=True)
+        path.write_text(f">x{subject}\n{made.proteins(1, seed=int(subject))[0]}\n")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,subject\nsub-01/01.fasta,01\nsub-02/02.fasta,02\n")
+    from diastole.workers.ingest import IngestOptions, ingest
+
+    ingest(lake, "d", [tmp_path / "src"], IngestOptions(alphabet="protein", manifest=manifest))
+    made.residues(lake)
+    scored = Scored(lake)
+    lake.store.put(f"suppressed/{lake.subject_id('01')}", b"")
+    assert scored.commit().dropped == 1
+    [row] = made.table(lake)
+    subjects = dict(zip(*(scored.plan.units[c].to_pylist() for c in ("item_id", "subject_id")), strict=True))
+    assert subjects[row["item_id"]] == lake.subject_id("02")
+
+
+def test_several_waves_are_each_published_whole(cohort, monkeypatch):
+    monkeypatch.setattr(commits, "WAVE_PARTS", 3)
+    scored = Scored(cohort)
+    parts = len(scored.plan.shards)
+    assert parts > 6
+    assert scored.commit().parts == parts
+    waves = list(cohort.store.list(f"runs/{scored.plan.run_id}/waves"))
+    assert len(waves) == -(-parts // 3)
+    made.assert_each_once(cohort, 40)
+    assert scored.commit().already
+
+
+def test_the_second_of_several_waves_goes_on_where_the_first_was_published(cohort, monkeypatch):
+    monkeypatch.setattr(commits, "WAVE_PARTS", 3)
+    scored = Scored(cohort)
+    whole = commits._commit_wave
+
+    def interrupted(lake, plan, number, parts, schema):
+        if number == 2:
+            raise KeyboardInterrupt
+        return whole(lake, plan, number, parts, schema)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commits, "_commit_wave", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scored.commit()
+    first = len(made.table(cohort))
+    assert 0 < first < 40
+    Scored(cohort, name="other").commit()  # another run publishes the rest meanwhile
+    made.assert_each_once(cohort, 40)
+    done = scored.commit()
+    assert done.dropped == 40 - first
+    made.assert_each_once(cohort, 40)
+
+
+def test_a_run_that_was_killed_after_its_commit_and_whose_answer_was_lost_is_known_as_published(cohort, monkeypatch):
+    from deltalake import DeltaTable
+    from deltalake.exceptions import CommitFailedError
+
+    whole = DeltaTable.create_write_transaction
+
+    def lost(table, *arguments, **named):
+        whole(table, *arguments, **named)
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", whole)
+        raise CommitFailedError("the answer is lost")
+
+    scored = Scored(cohort)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lost)
+    assert scored.commit().already
+    made.assert_each_once(cohort, 40)
+
+
+def test_a_driver_paused_past_its_lease_does_not_double_what_another_published(cohort, tmp_path):
+    flag = tmp_path / "paused"
+    line, env = made.command(cohort, "run", made.job_file(tmp_path), "--json")
+    env |= {"DIASTOLE_CRASH": f"pause@before-commit:{flag}", "DIASTOLE_LEASE_SECONDS": "1"}
+    paused = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: flag.exists() and stopped(paused.pid))
+        time.sleep(1.2)
+        other = made.cli(cohort, "run", made.job_file(tmp_path), "--json")
+        assert other.returncode == 0, other.stderr
+        made.assert_each_once(cohort, 40)
+        os.kill(paused.pid, signal.SIGCONT)
+        out, err = paused.communicate(timeout=60)
+    finally:
+        paused.kill()
+    assert paused.returncode == 0, err
+    assert json.loads(out)["table_version"] == json.loads(other.stdout)["table_version"]
+    made.assert_each_once(cohort, 40)
+    assert len([e for e in delta.open_table(cohort, "predictions/o").history() if e.get("run_id")]) == 1
+
+
+def test_a_second_driver_waits_while_the_first_is_alive(cohort, tmp_path):
+    line, env = made.command(cohort, "run", made.job_file(tmp_path), "--json")
+    flag = tmp_path / "paused"
+    env |= {"DIASTOLE_CRASH": f"pause@before-commit:{flag}"}
+    paused = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: flag.exists() and stopped(paused.pid))
+        other = made.cli(cohort, "run", made.job_file(tmp_path))
+        assert other.returncode == 2
+        assert f"driven by process {paused.pid}" in other.stderr
+    finally:
+        paused.kill()
+        paused.wait()
+    assert made.run(cohort).scored == 40  # it is dead now, and nobody need wait for its lease
+
+
+def stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that point"
+        time.sleep(0.05)
