@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DONE = $(VENV)/.installed
 LOCK = constraints.txt
 
-.PHONY: demo test test-all lint bench format clean setup
+.PHONY: demo demo-change test test-all lint bench format clean setup
 
 setup: $(DONE)
 
@@ -17,6 +17,9 @@ $(DONE): pyproject.toml $(LOCK)
 
 demo: $(DONE)
 	$(BIN)/python examples/demo.py
+
+demo-change: $(DONE)
+	$(BIN)/python examples/demo.py --change
 
 test: $(DONE)
 	$(BIN)/python -m pytest -q

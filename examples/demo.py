@@ -113,7 +113,7 @@ def change_one() -> None:
     """Change one voxel of one variant."""
     path = INPUTS / "mri" / "variant-noise.nii.gz"
     image = nib.load(path)
-    values = np.array(image.dataobj)
+    values = np.asanyarray(image.dataobj).copy()
     values[90, 100, 90] += 1
     nib.save(nib.Nifti1Image(values, image.affine), path)
     print(f"changed one voxel of {path.name}")
