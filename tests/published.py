@@ -71,15 +71,20 @@ def score(lake: Lake, folder: Path, model: str, options: dict[str, Any] | None =
 
 
 def run(
-    lake: Lake, model: str, options: dict[str, Any] | None = None, only: Sequence[str] = (), **resources: Any
+    lake: Lake,
+    model: str,
+    options: dict[str, Any] | None = None,
+    only: Sequence[str] = (),
+    output: str = "o",
+    **resources: Any,
 ) -> Scored:
-    """Run a job over the dataset that `score` ingested, or `only` items of it by name; read all that is published."""
-    job = {"name": "j", "dataset": "d", "model": model, "output": "o", "options": options or {}}
+    """Run a job over the dataset that `score` ingested, or `only` items of it by name; read all of its output."""
+    job = {"name": output, "dataset": "d", "model": model, "output": output, "options": options or {}}
     names = {item["item_id"]: item["name"] for item in read_items(lake, "d").to_pylist()}
     choice = driver.Choice(only=[item for item, name in names.items() if name in only])
     resources = {"workers": 0, "threads": 1, "device": "cpu"} | resources
     driver.run_job(lake, parse_job({**job, "resources": resources}), choice)
-    return Scored(predictions.read_current(lake, "o").to_table().to_pylist(), names)
+    return Scored(predictions.read_current(lake, output).to_table().to_pylist(), names)
 
 
 def drive(task: Task, unit: Unit, forward: Callable[[int, dict[str, Any]], dict[str, Any]]) -> tuple[Any, Result]:

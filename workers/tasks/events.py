@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError
-from .signals import bridged, clear, gaps, ratio, region, resampled, scalogram, standardised, trend
+from .signals import bridged, clear, gaps, ratio, region, resampled, scalogram, standardised
 from .spans import covered, overlap, suppress
 
 
@@ -57,8 +57,6 @@ class _State:
     change: Fraction
     missing: dict[int, np.ndarray] = field(default_factory=dict)
     """Gaps by channel, in samples of the source."""
-    trends: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """By channel, the line from its first sample to its last: level and slope per sample, as stored."""
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
     """(start, end, confidence) by channel, in samples of the net's rate."""
     skipped: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
@@ -98,7 +96,6 @@ class Events(Task):
         state = _State(data, meta, self._channels(meta), ratio(meta["rate"], self.options.rate))
         for channel in state.channels:
             state.missing[channel] = gaps(data[channel], round(self.options.flat_s * meta["rate"]))
-            state.trends[channel] = trend(data[channel], state.missing[channel])
         return state
 
     def _channels(self, meta: Mapping[str, Any]) -> list[int]:
@@ -149,10 +146,8 @@ class Events(Task):
         """
         channel, start, offset, _ = window.tag
         first, missing = window.regions["input"][1].start, state.missing[channel]
-        level, slope = state.trends[channel]
-        samples = bridged(raw["input"][0], missing - first)
-        signal = resampled(samples, state.change, offset, self._size(), (level + slope * first, slope))
-        signal = signal * state.meta["gain"][channel] + state.meta["offset"][channel]
+        samples = bridged(raw["input"][0], missing - first) * state.meta["gain"][channel]
+        signal = resampled(samples + state.meta["offset"][channel], state.change, offset, self._size())
         valid = clear(missing, state.change, start, self._size())
         ready = {"raw_signal": standardised(signal[None], valid).astype(np.float32)}
         if (how := self.options.scalogram) is not None:

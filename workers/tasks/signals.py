@@ -20,16 +20,6 @@ def gaps(samples: np.ndarray, shortest: int) -> np.ndarray:
     return change.reshape(-1, 2)
 
 
-def trend(samples: np.ndarray, missing: np.ndarray) -> tuple[float, float]:
-    """Level and slope per sample of the line from the first sample to the last, of those that are no gap."""
-    first = missing[0, 1] if len(missing) and missing[0, 0] == 0 else 0
-    last = missing[-1, 0] - 1 if len(missing) and missing[-1, 1] == len(samples) else len(samples) - 1
-    if first > last:
-        return 0.0, 0.0
-    level, end = float(samples[first]), float(samples[last])
-    return level, (end - level) / max(len(samples) - 1, 1)
-
-
 def bridged(samples: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Gaps replaced by straight lines between their ends, so that filters and nets see no jump. float64.
 
@@ -66,22 +56,12 @@ def region(start: int, length: int, change: Fraction, total: int) -> tuple[slice
     return slice(first, last), start - first * up // down
 
 
-def resampled(
-    samples: np.ndarray, change: Fraction, offset: int, length: int, line: tuple[float, float] = (0.0, 0.0)
-) -> np.ndarray:
-    """Samples at the new rate (polyphase, Kaiser 5.0, anti-aliased), the last one repeated where the end is short.
-
-    `line` is a level at the first sample and a slope per sample, which the filter is spared: with that of the whole
-    recording, windows are what `resample_poly(recording, padtype="line")` has at their places.
-    """
+def resampled(samples: np.ndarray, change: Fraction, offset: int, length: int) -> np.ndarray:
+    """Samples at the new rate (polyphase, Kaiser 5.0, anti-aliased), the last one repeated where the end is short."""
     if change != 1:
         from scipy.signal import resample_poly
 
-        level, slope = line
-        samples = resample_poly(
-            samples - (level + slope * np.arange(len(samples))), change.numerator, change.denominator
-        )
-        samples += level + slope / float(change) * np.arange(len(samples))
+        samples = resample_poly(samples, change.numerator, change.denominator, padtype="line")
     piece = samples[offset : offset + length]
     return np.concatenate([piece, np.repeat(piece[-1:], length - len(piece))])
 
