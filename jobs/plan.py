@@ -41,7 +41,7 @@ UNITS = pa.schema(
 SHARDS = 16
 """Shards that a small job is cut into, so that a few workers end together."""
 SHARD_COST = (64 * 2**10, 512 * 2**20)
-"""Bytes in one shard, at least and at most, but for a unit that is larger."""
+"""Bytes through the network for one shard, at least and at most, but for a unit that is larger."""
 NEIGHBOURS = 16
 """Shards' worth of units that are sorted by cost together."""
 SHARD_UNITS = 4096

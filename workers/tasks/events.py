@@ -91,6 +91,14 @@ class Events(Task):
     }
     options_type = EventOptions
 
+    def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
+        """4 bytes for each sample of the signal and its scalogram in each window."""
+        channels, samples = items["input"]["shape"]
+        seconds = samples / items["input"]["signal"]["rate"]
+        windows = channels * (1 + max(0.0, seconds - self.options.window_s) // self.options.step_s)
+        rows = 1 + (self.options.scalogram.scales[2] if self.options.scalogram else 0)
+        return 4.0 * rows * self._size() * windows
+
     def begin(self, unit: Unit) -> _State:
         data, meta = unit.data["input"], unit.meta["input"]
         state = _State(data, meta, self._channels(meta), ratio(meta["rate"], self.options.rate))

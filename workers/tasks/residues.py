@@ -55,6 +55,10 @@ class Residues(Task):
         for number, letter in enumerate(options.alphabet.encode()):
             self._code[letter] = number
 
+    def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
+        """4 bytes for each letter of the alphabet at each residue."""
+        return 4.0 * len(self.options.alphabet) * int(items["input"]["sequence"]["length"])
+
     def begin(self, unit: Unit) -> _State:
         return _State(self._code[unit.data["input"]])
 

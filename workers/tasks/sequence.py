@@ -87,6 +87,11 @@ class SequenceClasses(Task):
     def steps(self) -> tuple[str, ...]:
         return tuple(stage.net for stage in self.options.stages)
 
+    def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
+        """4 bytes for each k-mer of the first stage in each piece."""
+        pieces = max(int(items["input"]["sequence"]["length"]) // self.options.piece, 1)
+        return 4.0 * 4 ** self.options.stages[0].k * pieces
+
     def begin(self, unit: Unit) -> _State:
         return _State(_CODES[unit.data["input"]])
 
