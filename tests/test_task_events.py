@@ -12,7 +12,7 @@ from diastole.jobs.task import Unit
 from diastole.lake.errors import ItemError, SpecError
 from diastole.workers.recipes import recipe
 from diastole.workers.tasks import make_task
-from diastole.workers.tasks.signals import scalogram
+from diastole.workers.tasks.signals import wavelets
 
 from .published import data, drive, golden, new_lake, run, score, weights
 
@@ -195,11 +195,45 @@ def test_the_net_sees_and_says_what_it_does_in_the_package(forward):
     known = GOLDEN["network"]
     x = data.eeg()
     assert (x.mean(), x.std()) == pytest.approx((known["mean"], known["std"]), abs=1e-6)
-    image = scalogram(x - x.mean(), "shan6-13", np.geomspace(135, 270, 15), 10)
+    spectra = wavelets("shan6-13", (135.0, 270.0, 15), 10, 7500)
+    image = np.abs(np.fft.ifft(np.fft.fft(x - x.mean(), spectra.shape[1]) * spectra)[:, :7500])
     assert image[:, ::750] == pytest.approx(np.array(known["scalogram"]), abs=1e-5)
     drive(make_task(recipe("spindles")), unit_of(x), forward)
     [said] = forward.said
     assert 1 / (1 + np.exp(-said[0])) == pytest.approx(np.array(known["detection"]), abs=2e-3)
+
+
+def inputs_of(values, batch=1):
+    task = make_task(recipe("spindles"))
+    state = task.begin(unit_of(values))
+    windows = task.windows(state, 0)[:batch]
+    raw = [{"input": state.data[window.regions["input"]]} for window in windows]
+    ready = [task.prepare(state, w, r) for w, r in zip(windows, raw, strict=True)]
+    return {name: value.numpy() for name, value in task.encode(0, ready, "cpu").items()}
+
+
+def test_what_the_net_sees_has_mean_0_and_deviation_1_of_what_is_no_gap():
+    n = np.arange(7500)
+    missing = (n >= 2000) & (n < 4000)
+    for values in inputs_of(np.where(missing, 0.0, data.eeg() + 500)).values():
+        known = values[0][:, ~missing].astype(float)
+        assert known.mean(axis=1) == pytest.approx(np.zeros(len(known)), abs=1e-2)
+        assert known.std(axis=1) == pytest.approx(np.ones(len(known)), abs=1e-2)
+
+
+def test_a_window_that_does_not_vary_is_0_and_no_nan():
+    task = make_task(recipe("spindles"))
+    flat = {"signal": np.full(7500, 3.0), "valid": np.ones(7500, bool)}
+    for values in task.encode(0, [flat], "cpu").values():
+        assert not values.any()
+
+
+def test_a_window_is_the_same_in_a_batch_as_alone():
+    x = np.concatenate([data.eeg(), 3 * data.eeg()[::-1]])
+    together, alone = inputs_of(x, batch=3), inputs_of(x)
+    assert together["spectrogram"].shape == (3, 15, 7500)
+    for name, values in alone.items():
+        assert together[name][0] == pytest.approx(values[0], abs=1e-6)
 
 
 def test_gaps_anywhere_raise_few_candidates_over_the_threshold(forward):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError
-from .signals import bridged, clear, gaps, ratio, region, resampled, scalogram, standardised
+from .signals import bridged, clear, gaps, ratio, region, resampled, wavelets
 from .spans import covered, overlap, suppress
 
 
@@ -148,27 +148,30 @@ class Events(Task):
         return windows
 
     def prepare(self, state: _State, window: Window, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The standardised signal (1, time) and, where the net wants it, its standardised scalogram (scales, time).
-
-        Gaps are bridged, and take no part in means and deviations: so they change what is beside them the least.
-        """
+        """The signal at the net's rate, gaps bridged, and which of its samples lie in none."""
         channel, start, offset, _ = window.tag
         first, missing = window.regions["input"][1].start, state.missing[channel]
         samples = bridged(raw["input"][0], missing - first) * state.meta["gain"][channel]
         signal = resampled(samples + state.meta["offset"][channel], state.change, offset, self._size())
-        valid = clear(missing, state.change, start, self._size())
-        ready = {"raw_signal": standardised(signal[None], valid).astype(np.float32)}
-        if (how := self.options.scalogram) is not None:
-            scales = np.geomspace(*how.scales)
-            image = scalogram(signal - signal[valid].mean(), how.wavelet, scales, how.precision)
-            ready["spectrogram"] = standardised(image, valid).astype(np.float32)
-        return ready
+        return {"signal": signal, "valid": clear(missing, state.change, start, self._size())}
 
     def encode(self, step: int, ready: Sequence[dict[str, np.ndarray]], device: Any) -> dict[str, Any]:
+        """raw_signal: (batch, 1, time), and where the net wants it spectrogram: (batch, scales, time), standardised.
+
+        Gaps take no part in means and deviations, so that they change what is beside them the least.
+        """
         del step
         import torch
 
-        return {name: torch.from_numpy(np.stack([one[name] for one in ready])).to(device) for name in ready[0]}
+        signal, valid = (torch.from_numpy(np.stack([one[k] for one in ready])[:, None]) for k in ("signal", "valid"))
+        signal, valid = signal.to(device), valid.to(device)
+        inputs = {"raw_signal": _standardised(signal, valid).float()}
+        if (how := self.options.scalogram) is not None:
+            spectra = torch.from_numpy(wavelets(how.wavelet, how.scales, how.precision, self._size())).to(device)
+            centred = torch.fft.fft(signal - _mean(signal, valid), spectra.shape[1])
+            image = torch.fft.ifft(centred * spectra)[..., : self._size()].abs()
+            inputs["spectrogram"] = _standardised(image, valid).float()
+        return inputs
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del step
@@ -211,3 +214,15 @@ class Events(Task):
         }
         values = zip(*events, strict=True) if events else ([], [], [], [])
         return Result(columns, rows=dict(zip(self.row_columns.names, map(list, values), strict=True)))
+
+
+def _mean(values: Any, valid: Any) -> Any:
+    """Mean of the valid samples along the last axis."""
+    return (values * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
+
+
+def _standardised(values: Any, valid: Any) -> Any:
+    """Mean 0 and deviation 1 of the valid samples along the last axis; what does not vary is 0."""
+    centred = values - _mean(values, valid)
+    deviation = _mean(centred**2, valid).sqrt()
+    return (centred / deviation).where(deviation > 0, 0.0)

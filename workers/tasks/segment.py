@@ -128,20 +128,20 @@ class Segment(Task):
 
         how = self.options.intensity
         slope, intercept = state.meta.get("rescale") or (1.0, 0.0)
-        x = torch.nan_to_num(x.float() * slope + intercept)
+        x = x.to(torch.float32, copy=True).mul_(slope).add_(intercept).nan_to_num_()  # in place: volumes are large
         if how.quantiles is not None:
             if state.bounds is None:
                 state.bounds = _quantiles(x, how.quantiles)
             low, high = state.bounds
             if high <= low:
                 raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
-            x = ((x - low) / (high - low)).clamp(0, 1)
+            x = x.sub_(low).div_(high - low).clamp_(0, 1)
         if how.standardise:
-            deviation = x.std()
+            deviation, mean = torch.std_mean(x)
             if float(deviation) == 0.0:
                 raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
-            x = (x - x.mean()) / deviation
-        return how.scale * x + how.shift
+            x = x.sub_(mean).div_(deviation)
+        return x.mul_(how.scale).add_(how.shift)
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del window

@@ -1,6 +1,7 @@
-"""Windows of a recording at a net's sampling rate, what is missing in it, and scalograms."""
+"""Windows of a recording at a net's sampling rate, what is missing in it, and wavelets."""
 
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,17 +67,26 @@ def resampled(samples: np.ndarray, change: Fraction, offset: int, length: int) -
     return np.concatenate([piece, np.repeat(piece[-1:], length - len(piece))])
 
 
-def standardised(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1 of the valid samples along the last axis; what does not vary is 0."""
-    known = values[..., valid]
-    centred = values - known.mean(axis=-1, keepdims=True)
-    deviation = known.std(axis=-1, keepdims=True)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+@lru_cache(maxsize=8)
+def wavelets(name: str, scales: tuple[float, float, int], precision: int, length: int) -> np.ndarray:
+    """Spectra (scales, n) of a wavelet at geometric scales, by which that of `length` samples, padded to n, is multiplied.
 
-
-def scalogram(samples: np.ndarray, wavelet: str, scales: np.ndarray, precision: int) -> np.ndarray:
-    """Magnitude of the continuous wavelet transform, (scales, time). `precision` is the one that the net was trained with."""
+    The first `length` values of the inverse transform are then the coefficients of `pywt.cwt`, for a wavelet sampled
+    at 2^precision points, as a net that learned from them needs it.
+    """
     import pywt
+    from scipy.fft import next_fast_len
 
-    coefficients, _ = pywt.cwt(samples, scales, wavelet, method="fft", precision=precision)
-    return np.abs(coefficients)
+    integral, places = pywt.integrate_wavelet(name, precision=precision)
+    kernels = []
+    for scale in np.geomspace(*scales):
+        taken = (np.arange(scale * (places[-1] - places[0]) + 1) / (scale * (places[1] - places[0]))).astype(int)
+        resized = np.conj(integral)[taken[taken < len(integral)]][::-1]
+        kernels.append(-np.sqrt(scale) * np.diff(resized, prepend=0, append=0))
+    size = next_fast_len(length + max(len(kernel) for kernel in kernels))
+    spectra = np.empty((len(kernels), size), np.complex128)
+    for row, kernel in zip(spectra, kernels, strict=True):
+        centred = np.zeros(size, np.complex128)
+        centred[: len(kernel)] = kernel
+        row[:] = np.fft.fft(np.roll(centred, -((len(kernel) - 1) // 2)))
+    return spectra
