@@ -168,9 +168,10 @@ class Events(Task):
         inputs = {"raw_signal": _standardised(signal, valid).float()}
         if (how := self.options.scalogram) is not None:
             spectra = torch.from_numpy(wavelets(how.wavelet, how.scales, how.precision, self._size())).to(device)
-            centred = torch.fft.fft(signal - _mean(signal, valid), spectra.shape[1])
-            image = torch.fft.ifft(centred * spectra)[..., : self._size()].abs()
-            inputs["spectrogram"] = _standardised(image, valid).float()
+            image = torch.empty((len(ready), len(spectra), self._size()), device=device)
+            for place, one in enumerate((signal - _mean(signal, valid)).float()):  # all at once would not fit a cache
+                image[place] = torch.fft.ifft(torch.fft.fft(one, spectra.shape[1]) * spectra)[:, : self._size()].abs()
+            inputs["spectrogram"] = _standardised(image, valid)
         return inputs
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def wavelets(name: str, scales: tuple[float, float, int], precision: int, length
         resized = np.conj(integral)[taken[taken < len(integral)]][::-1]
         kernels.append(-np.sqrt(scale) * np.diff(resized, prepend=0, append=0))
     size = next_fast_len(length + max(len(kernel) for kernel in kernels))
-    spectra = np.empty((len(kernels), size), np.complex128)
+    spectra = np.empty((len(kernels), size), np.complex64)
     for row, kernel in zip(spectra, kernels, strict=True):
         centred = np.zeros(size, np.complex128)
         centred[: len(kernel)] = kernel
