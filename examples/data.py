@@ -97,7 +97,7 @@ def write_edf(
     """Write signals as EDF; by default `eeg()`.
 
     The physical range of a channel is that of its values, so that the 16 bits are used in full: half a step is
-    0.002 uV for `eeg()`, which moves the ends of its spindles by less than 0.1 ms.
+    0.001 uV for `eeg()`, which moves the ends of its spindles by less than 0.01 ms.
     """
     import edfio
 

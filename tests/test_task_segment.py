@@ -3,6 +3,7 @@
 import io
 import shutil
 import zlib
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -41,6 +42,9 @@ def scored(tmp_path_factory):
         image = nibabel.Nifti1Image(raw, template.affine @ eval(how["affine"], {"np": np}))
         image.header.set_slope_inter(how["slope"], how["inter"])
         nibabel.save(image, folder / "in" / f"{case}.nii")
+    oblique = nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz")
+    first = nibabel.Nifti1Image(np.asarray(oblique.dataobj)[..., 0], oblique.affine)
+    nibabel.save(first, folder / "in" / "nibabel_example4d.nii")
     small = v[::8, ::8, ::8]
     nibabel.save(nibabel.Nifti1Image(np.stack([small, small], -1), template.affine), folder / "in" / "4d.nii")
     nibabel.save(nibabel.Nifti1Image(np.full((20, 21, 22), 7, np.int16), np.eye(4)), folder / "in" / "constant.nii")
@@ -59,18 +63,18 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-@pytest.mark.parametrize("case", STORED)
+@pytest.mark.parametrize("case", [*STORED, "nibabel_example4d"])
 def test_the_mask_has_deepbets_volume_box_and_centroid_however_the_brain_is_stored(scored, case):
     lake, found = scored
     row, known = found.items[case], CASES[case]
     assert row["status"] == "scored", row["error"]
-    assert row["voxels"] == pytest.approx(known["voxels"], rel=1e-3)
+    assert abs(row["voxels"] - known["voxels"]) <= known["near_half"]["0.001"]  # and of 1000 at most 1
     assert row["volume_ml"] == pytest.approx(known["tiv_ml"], rel=1e-3)
     box = np.array(known["bbox"])
     assert np.abs(np.array(row["bbox"]) - [*box[:, 0], *box[:, 1]]).max() <= 1
     assert row["centroid_mm"] == pytest.approx(known["centroid_mm"], abs=0.05)
     mask, meta = mask_of(lake, row)
-    assert list(mask.shape) == known["shape"][::-1]
+    assert list(mask.shape) == known["shape"][:3][::-1]
     assert np.array(meta["affine"]).reshape(4, 4) == pytest.approx(np.array(known["affine"]), abs=1e-5)
     assert meta["orientation"] == known["axes"]
 

@@ -6,36 +6,38 @@ from typing import Any
 import numpy as np
 
 
+def _orientations() -> Any:
+    """Imported where it is needed, and Any, since its functions are not typed."""
+    from nibabel import orientations
+
+    return orientations
+
+
 def _transform(meta: Mapping[str, Any], orientation: str | None, *, back: bool) -> np.ndarray | None:
     """nibabel's description of the turn from stored (x, y, z) to `orientation`, or back."""
     if orientation is None:
         return None
-    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-
-    source = io_orientation(np.array(meta["affine"], dtype=float).reshape(4, 4))
-    target = axcodes2ornt(tuple(orientation))
-    return np.asarray(ornt_transform(target, source) if back else ornt_transform(source, target))
+    source = _orientations().io_orientation(np.array(meta["affine"], dtype=float).reshape(4, 4))
+    target = _orientations().axcodes2ornt(tuple(orientation))
+    ends = (target, source) if back else (source, target)
+    return np.asarray(_orientations().ornt_transform(*ends))
 
 
 def canonical(data: np.ndarray, meta: Mapping[str, Any], orientation: str | None, axes: str) -> np.ndarray:
     """Stored (z, y, x) → a view whose axes point as `orientation` says, in the order that `axes` says."""
-    from nibabel.orientations import apply_orientation
-
     turned = data.transpose(2, 1, 0)
     transform = _transform(meta, orientation, back=False)
     if transform is not None:
-        turned = apply_orientation(turned, transform)
+        turned = _orientations().apply_orientation(turned, transform)
     return turned if axes == "xyz" else turned.transpose(2, 1, 0)
 
 
 def stored(data: np.ndarray, meta: Mapping[str, Any], orientation: str | None, axes: str) -> np.ndarray:
     """The way back of `canonical`: (z, y, x) on the grid of the source."""
-    from nibabel.orientations import apply_orientation
-
     turned = data if axes == "xyz" else data.transpose(2, 1, 0)
     transform = _transform(meta, orientation, back=True)
     if transform is not None:
-        turned = apply_orientation(turned, transform)
+        turned = _orientations().apply_orientation(turned, transform)
     return np.ascontiguousarray(turned.transpose(2, 1, 0))
 
 

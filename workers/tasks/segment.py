@@ -185,11 +185,13 @@ def _inside(state: _State) -> np.ndarray:
     return state.volume if state.box is None else state.volume[state.box]
 
 
-def _box(mask: np.ndarray, shape: Sequence[int], within: Box, one: Pass) -> Box | None:
+def _box(mask: np.ndarray, shape: Sequence[int], within: Box | None, one: Pass) -> Box | None:
     """Where the object is, on the grid of the whole volume, widened by the margin; None where it is nowhere.
 
     `within` is where the net looked, so what the mask covers.
     """
+    if within is None:
+        return None
     slices = []
     for axis in range(3):
         first, last, _ = within[axis].indices(shape[axis])
