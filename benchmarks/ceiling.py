@@ -41,7 +41,11 @@ def main() -> None:
     for step, inputs in batches:
         forward(step, inputs)
     ended = time.perf_counter()
-    print(json.dumps({"seconds": round(ended - begun, 3), "startup_seconds": round(begun - started, 3), "batches": len(batches)}))
+    print(
+        json.dumps(
+            {"seconds": round(ended - begun, 3), "startup_seconds": round(begun - started, 3), "batches": len(batches)}
+        )
+    )
 
 
 if __name__ == "__main__":

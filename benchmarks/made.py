@@ -65,7 +65,10 @@ def _unet() -> "object":
             super().__init__()
             self.down = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, padding=1), torch.nn.ReLU())
             self.deep = torch.nn.Sequential(
-                torch.nn.MaxPool3d(2), torch.nn.Conv3d(8, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Upsample(scale_factor=2)
+                torch.nn.MaxPool3d(2),
+                torch.nn.Conv3d(8, 16, 3, padding=1),
+                torch.nn.ReLU(),
+                torch.nn.Upsample(scale_factor=2),
             )
             self.out = torch.nn.Conv3d(24, 1, 3, padding=1)
 
@@ -89,7 +92,13 @@ RESOURCES = {
 def write_job(folder: Path, workload: str, name: str, variant: str) -> Path:
     """A job file for one run, with an output of its own so that everything is scored again."""
     path = folder / f"{name}.yaml"
-    job = {"name": name, "dataset": workload, "model": MODELS[workload], "output": name, "resources": RESOURCES[variant]}
+    job = {
+        "name": name,
+        "dataset": workload,
+        "model": MODELS[workload],
+        "output": name,
+        "resources": RESOURCES[variant],
+    }
     path.write_text(json.dumps(job))
     return path
 

@@ -119,7 +119,11 @@ def write(results: dict[str, Any]) -> None:
     lines = ["# Performance", "", (HERE / "about.md").read_text().strip(), ""]
     lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
     for name, result in workloads.items():
-        lines += [f"## {name}: {result['units']}", "", "| variant | work, s | of the ceiling | start-up, s | peak memory, MB |"]
+        lines += [
+            f"## {name}: {result['units']}",
+            "",
+            "| variant | work, s | of the ceiling | start-up, s | peak memory, MB |",
+        ]
         lines += ["|---|---|---|---|---|"]
         for values in result["variants"].values():
             row = [values["what"], f"{values['seconds']:.2f}", f"{values['of_ceiling']:.2f}"]

@@ -51,8 +51,12 @@ def main() -> None:
         diastole("plan", str(HERE / "jobs" / f"{name}.yaml"))
         diastole("run", str(HERE / "jobs" / f"{name}.yaml"))
     compare()
-    print(f"\nall of it took {time.perf_counter() - begun:.0f} s; the lake is {LAKE}, its tables are in {LAKE / 'current'}")
-    print(f"look further with: diastole predictions brain --lake {LAKE}  (and: items, runs, show, quarantine, check --deep)")
+    print(
+        f"\nall of it took {time.perf_counter() - begun:.0f} s; the lake is {LAKE}, its tables are in {LAKE / 'current'}"
+    )
+    print(
+        f"look further with: diastole predictions brain --lake {LAKE}  (and: items, runs, show, quarantine, check --deep)"
+    )
 
 
 def say(text: str) -> None:
@@ -93,13 +97,19 @@ def make_brains() -> None:
     """The MNI152 template, and variants of it as scanners might have stored it."""
     image = nib.load(data.brain("t1"))
     values, affine = np.asarray(image.dataobj), image.affine
-    flipped = affine @ np.array([[-1, 0, 0, values.shape[0] - 1], [0, -1, 0, values.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+    flipped = affine @ np.array(
+        [[-1, 0, 0, values.shape[0] - 1], [0, -1, 0, values.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]]
+    )
     noise = np.random.default_rng(0).normal(0, 4, values.shape)
     volumes = {
         "template": (values, affine, "MNI152 T1 template"),
         "variant-lps": (values[::-1, ::-1], flipped, "variant: stored as LPS"),
         "variant-2mm": (values[::2, ::2, ::2], affine @ np.diag([2, 2, 2, 1]), "variant: every second voxel, 2 mm"),
-        "variant-noise": (np.clip(values + noise * (values > 0), 0, None).astype(np.int16), affine, "variant: noise added"),
+        "variant-noise": (
+            np.clip(values + noise * (values > 0), 0, None).astype(np.int16),
+            affine,
+            "variant: noise added",
+        ),
     }
     for name, (voxels, matrix, _) in volumes.items():
         nib.save(nib.Nifti1Image(np.ascontiguousarray(voxels), matrix), INPUTS / "mri" / f"{name}.nii.gz")
@@ -123,7 +133,9 @@ def compare() -> None:
     """Results beside what is known."""
     lake = open_lake(str(LAKE))
     say("brain masks (known: grey + white matter > 50 % of the template; Dice)")
-    names = {row["item_id"]: row["name"] for d in ("mri", "eeg", "contigs", "proteins") for row in lake.items(d).to_pylist()}
+    names = {
+        row["item_id"]: row["name"] for d in ("mri", "eeg", "contigs", "proteins") for row in lake.items(d).to_pylist()
+    }
     truth = sum(np.asarray(nib.load(data.brain(kind)).dataobj).astype(float) for kind in ("gm", "wm")) / 255 > 0.5
     for row in sorted(lake.predictions("brain").to_pylist(), key=lambda row: names[row["item_id"]]):
         mask = lake.array(row["maps"][0]["path"], row["maps"][0]["digest"])[0].transpose(2, 1, 0) > 0
