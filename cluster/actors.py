@@ -1,5 +1,6 @@
 """Ray: an actor per worker, each with a mailbox of one, so that it reads the next shard while it computes this one."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from ..jobs.receipts import Receipt
 from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError
 from ..lake.layout import Lake
 
+ALLOWED = "DIASTOLE_ALLOW_CODE"
 START_SECONDS = 300.0
 """How long the first worker may take to start."""
 
@@ -26,7 +28,8 @@ Reply = tuple[str, str, str]
 class Worker:
     """What runs in an actor. Shards come in, replies go out; data goes between the worker and storage only."""
 
-    def __init__(self, lake_root: str, run_id: str, threads: int) -> None:
+    def __init__(self, lake_root: str, run_id: str, threads: int, allowed: str) -> None:
+        os.environ[ALLOWED] = allowed  # a Ray that runs already has the environment of whoever started it
         self._given: Queue[Shard] = Queue()
         self._replies: Queue[Reply] = Queue()
         self._open = (lake_root, run_id, threads)
@@ -86,11 +89,12 @@ class Crew:
         self._needs = {"CPU": 1.0, "GPU": 1.0 if plan.device == "cuda" else 0.0}
         settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
         self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(Worker)
-        self._arguments = (lake.store.root, plan.run_id, threads)
+        self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))
         self._workers = workers
         self._handed: dict[Any, list[str]] = {}
         self._waits: dict[Any, Any] = {}
         self._unexplained = 0
+        self._alone: set[str] = set()
         self._made = time.perf_counter()
         self._begun: float | None = None
 
@@ -104,7 +108,7 @@ class Crew:
                 self._welcome(actor)
             self._fill()
             while any(self._handed.values()):
-                ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=10.0)
+                ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=min(10.0, START_SECONDS))
                 for reference in ready:
                     self._answer(reference, on_receipt)
                 self._fill()
@@ -128,13 +132,19 @@ class Crew:
         self._waits[actor.start.remote()] = actor
 
     def _fill(self) -> None:
-        """One shard for each worker, then one into each mailbox while there are enough for all."""
+        """One shard for each worker, then one into each mailbox while there are enough for all.
+
+        A shard that a worker died of, or with, is the only one that its worker has.
+        """
         for held in (1, 2):
             for actor, handed in self._handed.items():
                 plenty = held == 1 or self._ledger.waiting >= len(self._handed)
-                if len(handed) < held and plenty and (shard := self._ledger.take()) is not None:
+                if len(handed) >= held or not plenty or self._alone.intersection(handed):
+                    continue
+                if (shard := self._ledger.take(idle=not handed)) is not None:
                     actor.give.remote(shard)
                     handed.append(shard.shard)
+                    self._alone |= {shard.shard} if shard.alone else set()
 
     def _answer(self, reference: Any, on_receipt: Callable[[Receipt], None]) -> None:
         actor = self._waits.pop(reference)

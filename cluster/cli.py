@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something is wrong with the data or the run (items failed 
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -38,6 +39,10 @@ Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed bef
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 
 
+INTERRUPTED = 130
+"""What typer, too, makes of Ctrl-C."""
+
+
 def main() -> None:
     """The entry point: errors that a user can mend are one line, without a traceback."""
     os.umask(0o077)
@@ -53,8 +58,10 @@ def main() -> None:
         _fail(f"{error}", 3)
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", 3)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
+            raise
+        _fail("interrupted; the same command goes on where it stopped", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -222,7 +229,7 @@ def run(
     if workers is not None:
         spec = spec.with_workers(workers)
     opened = _lake(lake)
-    with RunBar(quiet=as_json) as bar:
+    with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
         outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
     show_outcome(outcome, as_json=as_json)
 

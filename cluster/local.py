@@ -32,9 +32,11 @@ def _run(engine: "Engine", ledger: Ledger, on_receipt: Callable[[Receipt], None]
         handed: list[str] = []
 
         def shards(handed: list[str] = handed) -> Iterator[Shard]:
-            while (shard := ledger.take()) is not None:
+            shard = ledger.take(idle=True)
+            while shard is not None:
                 handed.append(shard.shard)
                 yield shard
+                shard = None if shard.alone else ledger.take()
 
         try:
             for receipt in engine.work(shards()):

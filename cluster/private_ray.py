@@ -8,8 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..lake.errors import BusyError, EnvironmentFailure
+
+LONGEST = 40
+"""Ray puts sockets some 60 letters below its folder, and a socket's path has 107 at most."""
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def private_ray(workers: int) -> Iterator[None]:
     )
     import ray
 
-    folder = tempfile.mkdtemp(prefix="dia-")  # short: Ray puts sockets below it
+    folder = _folder()
     try:
         ray.init(
             address="local",
@@ -42,10 +46,24 @@ def private_ray(workers: int) -> Iterator[None]:
             _temp_dir=folder,
         )
         yield
-    except (RuntimeError, ValueError, ConnectionError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise EnvironmentFailure(
             f"Ray failed: {' '.join(str(error).split())[:300]}; or run with --workers 0"
         ) from error
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder() -> str:
+    """A folder for one Ray, short, and named after its driver: what a killed driver left there is removed by the next."""
+    place = Path(tempfile.gettempdir())
+    place = place if len(str(place)) < LONGEST else Path("/tmp")  # noqa: S108 - mkdtemp makes one that is ours alone
+    for left in place.glob("dia-*-*"):
+        try:
+            os.kill(int(left.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue  # not a folder of ours
+    return tempfile.mkdtemp(prefix=f"dia-{os.getpid()}-", dir=place)

@@ -30,6 +30,8 @@ class Shard:
     """Rows of the plan."""
     session: str
     in_process: bool
+    alone: bool = False
+    """Whether its worker does nothing else meanwhile, because one died that had it: if it dies again, it is known of what."""
 
 
 class Ledger:
@@ -47,14 +49,18 @@ class Ledger:
         self.done: dict[str, Receipt] = {}
         for receipt in receipts.read_all(lake, plan.run_id).values():
             self._close(receipt)
-        self._waiting = deque(shard for shard in sorted(self._units) if shard not in self.done)
         self._deaths = receipts.deaths(lake, plan.run_id, self.session)
+        """Of each shard that a worker died of, or with: how often it was alone."""
+        open_shards = [shard for shard in sorted(self._units) if shard not in self.done]
+        self._waiting = deque(shard for shard in open_shards if not self._suspect(shard))
+        self._suspects = deque(shard for shard in open_shards if self._suspect(shard))
+        self._alone: set[str] = set()
         self._returns: dict[str, int] = {}
 
     @property
     def waiting(self) -> int:
         """Shards that are with no worker."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._suspects)
 
     @property
     def pause(self) -> float:
@@ -72,24 +78,41 @@ class Ledger:
         """Units that are in a receipt."""
         return sum(r.scored + r.failed for r in self.done.values())
 
-    def take(self) -> Shard | None:
-        """The next shard to hand out; None where all are done or with a worker."""
+    def take(self, *, idle: bool = False) -> Shard | None:
+        """The next shard to hand out; None where all are done or with a worker.
+
+        What a worker died of or with comes last, and to an `idle` one, which must take no other until it is done.
+        """
         with self._lock:
             while self._waiting:
                 shard = self._waiting.popleft()
+                if shard not in self.done:
+                    return self._shard(shard)
+            while idle and self._suspects:
+                shard = self._suspects.popleft()
+                deaths, single = self._deaths.get(shard, 0), len(self._units[shard]) == 1
                 if shard in self.done:
                     continue
-                units = self._units[shard]
-                poisoned = self._deaths.get(shard, 0) >= self.limit
-                if poisoned and len(units) > 1:
+                if not single and deaths >= (1 if "-" in shard else self.limit):
                     self._split(shard)
                     continue
-                rows = self.plan.units.take(pa.array(units)).to_pylist()
-                if poisoned:
-                    refused = f"its worker died {self._deaths[shard]} times on it; try it with --workers 0 --only"
-                    rows[0] |= {"refused_code": "worker_died", "refused": refused}
-                return Shard(shard, rows, self.session, self.in_process)
+                self._alone.add(shard)
+                handed = self._shard(shard, alone=True)
+                if single and deaths >= self.limit:
+                    refused = f"its worker died {deaths} times on it alone; try it with --workers 0 --only"
+                    handed.units[0].update(refused_code="worker_died", refused=refused)
+                return handed
             return None
+
+    def _shard(self, shard: str, *, alone: bool = False) -> Shard:
+        rows = self.plan.units.take(pa.array(self._units[shard])).to_pylist()
+        return Shard(shard, rows, self.session, self.in_process, alone)
+
+    def _suspect(self, shard: str) -> bool:
+        return shard in self._deaths or "-" in shard
+
+    def _put_back(self, shard: str) -> None:
+        (self._suspects if self._suspect(shard) else self._waiting).append(shard)
 
     def receive(self, receipt: Receipt) -> None:
         """A shard is done."""
@@ -97,23 +120,23 @@ class Ledger:
             self._close(receipt)
 
     def died(self, handed: list[str]) -> int:
-        """A worker died that had been handed these shards: those that it had begun are to blame, all go back.
+        """A worker died that had been handed these shards: those that it had begun are suspect, all go back.
 
-        Returns how many were to blame, or done after all; 0: it died of something else.
+        Returns how many it had begun, or done after all; 0: it died of something else.
         """
         moved = 0
         stored = receipts.read_all(self.lake, self.plan.run_id)
         for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
             if shard in handed and shard not in stored:
                 receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "died")
-                self._deaths[shard] = self._deaths.get(shard, 0) + 1
+                self._deaths[shard] = self._deaths.get(shard, 0) + (shard in self._alone)
                 moved += 1
-        for shard in reversed(handed):
+        for shard in handed:
             if shard in stored:
                 self._close(stored[shard])
                 moved += 1
             else:
-                self._waiting.appendleft(shard)
+                self._put_back(shard)
         return moved
 
     def give_up(self) -> None:
@@ -133,7 +156,7 @@ class Ledger:
         self._returns[shard] = self._returns.get(shard, 0) + 1
         if self._returns[shard] >= RETURNS:
             raise EnvironmentFailure(f"shard {shard} came back {RETURNS} times: {reason}; mend that, then run again")
-        self._waiting.append(shard)
+        self._put_back(shard)
 
     def _split(self, shard: str) -> None:
         units = self._units[shard]
@@ -141,7 +164,7 @@ class Ledger:
         children = {f"{shard}-0": units[:half], f"{shard}-1": units[half:]}
         kept = receipts.put(self.lake, Receipt(self.plan.run_id, shard, 0, children=children))
         self._close(kept)
-        self._waiting.extendleft(sorted(kept.children or (), reverse=True))
+        self._suspects.extendleft(sorted(kept.children or (), reverse=True))
 
     def _close(self, receipt: Receipt) -> None:
         self.done[receipt.shard] = receipt

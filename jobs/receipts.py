@@ -80,10 +80,10 @@ def read_all(lake: Lake, run_id: str) -> dict[str, Receipt]:
     return found
 
 
-def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, session: str) -> int:
+def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, session: str, alone: bool) -> int:
     """Say in storage that a shard is about to be computed. Returns the attempt's number, which is nobody else's."""
     number = 1
-    note = json.dumps({"in_process": in_process, "session": session}).encode()
+    note = json.dumps({"in_process": in_process, "session": session, "alone": alone}).encode()
     while not lake.store.put_if_absent(f"{_folder(lake, run_id)}/{shard}.{number}", note):
         number += 1
     return number
@@ -95,7 +95,7 @@ def close_attempt(lake: Lake, run_id: str, shard: str, number: int, outcome: str
 
 
 def deaths(lake: Lake, run_id: str, session: str) -> dict[str, int]:
-    """How often each shard's worker died while it computed the shard.
+    """The shards that a worker had begun as it died, and how often it had nothing else: only then is it known of what.
 
     A death is one that a driver saw; where worker and driver were one process, an earlier session's attempt without
     an end is one too.
@@ -107,11 +107,9 @@ def deaths(lake: Lake, run_id: str, session: str) -> dict[str, int]:
         notes[key] = outcome[0] if outcome else notes.get(key, "open")
     counted: dict[str, int] = {}
     for (shard, attempt), outcome_of in notes.items():
-        died = outcome_of == "died"
-        if outcome_of == "open":
-            note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{attempt}"))
-            died = note["in_process"] and note["session"] != session
-        counted[shard] = counted.get(shard, 0) + died
+        note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{attempt}"))
+        if outcome_of == "died" or (outcome_of == "open" and note["in_process"] and note["session"] != session):
+            counted[shard] = counted.get(shard, 0) + note["alone"]
     return counted
 
 

@@ -141,7 +141,12 @@ class Engine:
             if kind == "begin":
                 shard, batcher = value, Batcher(self.task, self.networks, self.plan.batch, self._prepared)
                 number = receipts.mark_attempt(
-                    self.lake, self.plan.run_id, shard.shard, in_process=shard.in_process, session=shard.session
+                    self.lake,
+                    self.plan.run_id,
+                    shard.shard,
+                    in_process=shard.in_process,
+                    session=shard.session,
+                    alone=shard.alone,
                 )
                 crash.point("mid-shard")
                 written.put(("begin", (shard, number)))

@@ -1,0 +1,176 @@
+"""Processes that die, in this process's place: kill -9 through the real command line, then the same command again."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import made
+import pytest
+
+from diastole.lake import delta, items
+from diastole.lake.errors import LakeError
+
+POINTS = [
+    "after-plan",
+    "mid-shard",
+    "after-part",
+    "after-receipt",
+    "before-wave",
+    "before-commit",
+    "after-commit",
+    "before-current",
+    "before-record",
+]
+
+
+@pytest.fixture(autouse=True)
+def allowed(monkeypatch):
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
+
+
+@pytest.fixture
+def cohort(lake, tmp_path):
+    """240 proteins: ten shards or so."""
+    made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=2000, high=4000))
+    made.residues(lake, batch=2**16)
+    return lake
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_a_run_ends_with_each_unit_once(cohort, tmp_path, point):
+    file = made.job_file(tmp_path)
+    killed = made.cli(cohort, "run", file, DIASTOLE_CRASH=f"{point}:{tmp_path / 'flag'}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    published = len(made.table(cohort))
+    assert published in (0, 240)  # a reader sees none of a wave, or all
+    assert (published == 240) == (point in ("after-commit", "before-current", "before-record"))
+    again = made.run(cohort)  # the same job, here: what counts is in storage
+    assert again.resumed
+    made.assert_each_once(cohort, 240)
+    assert made.run(cohort).run_id is None
+    if point in ("mid-shard", "after-commit"):
+        checked = made.cli(cohort, "check", "--deep", "--json")
+        assert checked.returncode == 0, checked.stdout
+        assert json.loads(checked.stdout)["wrong"] == []
+
+
+def test_what_has_a_receipt_is_not_computed_again(cohort, tmp_path):
+    made.cli(cohort, "run", made.job_file(tmp_path), DIASTOLE_CRASH=f"before-wave:{tmp_path / 'flag'}")
+    attempts = sorted(cohort.store.local.glob("runs/*/attempts/*"))
+    assert len(attempts) > 5
+    assert made.run(cohort).scored == 240
+    assert sorted(cohort.store.local.glob("runs/*/attempts/*")) == attempts
+
+
+def test_an_item_that_kills_its_process_costs_only_itself(lake, tmp_path):
+    sequences = made.proteins(8)
+    sequences[5] = "M" + sequences[5]
+    made.add_proteins(lake, tmp_path / "src", sequences)
+    made.residues(lake)
+    file = made.job_file(tmp_path, resources={"attempts": 1})
+    deaths = 0
+    while (done := made.cli(lake, "run", file, "--json")).returncode == -signal.SIGKILL:
+        assert made.table(lake) == []
+        deaths += 1
+        assert deaths < 10
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert (outcome["scored"], outcome["failed"]) == (7, 1)
+    assert {n: c for n, c in made.codes(lake).items() if c} == {"p5": "worker_died"}
+    assert deaths == 5  # of 8 among others, of 8 alone, of 4, of 2, and of 1
+    made.assert_each_once(lake, 8)
+
+
+def test_an_interrupt_is_no_death(cohort, tmp_path):
+    made.residues(cohort, version="2", options={"pause": 0.2}, batch=2**16)
+    line, env = made.command(cohort, "run", made.job_file(tmp_path, model="m@2", resources={"attempts": 1}))
+    running = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(cohort.store.local.glob("runs/*/attempts/*")))
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "the same command goes on where it stopped" in said
+    assert "Traceback" not in said
+    assert made.run(cohort, model="m@2", resources={"attempts": 1}).failed == 0
+    assert not list(cohort.store.local.glob("runs/*/receipts/*-*.json"))  # nothing was split
+
+
+def test_readers_during_a_run_see_the_old_or_the_new(cohort, tmp_path):
+    line, env = made.command(cohort, "run", made.job_file(tmp_path))
+    running = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL)
+    seen = set()
+    while running.poll() is None:
+        seen.add(len(made.table(cohort)))
+        current = delta.open_table(cohort, cohort.current("o"))
+        seen.add(current.to_pyarrow_dataset().count_rows() if current else 0)
+    assert running.returncode == 0
+    assert seen <= {0, 240}
+    assert 0 in seen
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "flipped"])
+def test_a_damaged_recording_fails_alone(lake, tmp_path, how):
+    """Faults 23 to 26: never scored on fill values."""
+    import numpy as np
+
+    from diastole.lake import arrays
+    from diastole.lake.errors import ItemError
+
+    rng = np.random.default_rng(0)
+    meta = {"rate": 100.0, "channels": ["a", "b"], "units": ["uV", "uV"], "gain": [1, 1], "offset": [0, 0]}
+    made_of = [rng.normal(size=(2, 70000)).astype(np.float32) for _ in range(2)]
+    hurt, whole = (arrays.write_recording(lake, "datasets/d/arrays", data, meta) for data in made_of)
+    chunk = max((lake.store.local / hurt.path).rglob("c/*/*"), key=lambda p: p.stat().st_size)
+    if how == "missing":
+        chunk.unlink()
+    elif how == "empty":
+        chunk.write_bytes(b"")
+    else:
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
+    with pytest.raises(ItemError) as caught:
+        arrays.read_whole(lake, hurt.path, hurt.content_digest)
+    assert caught.value.code in ("digest_mismatch", "array_unreadable", "array_missing")
+    assert np.array_equal(arrays.read_whole(lake, whole.path, whole.content_digest)[0], made_of[1])
+
+
+def test_a_full_disk_is_an_error_of_the_environment_and_leaves_nothing_that_counts(cohort, tmp_path):
+    """Files may grow to 8 kB only, which a part exceeds, as on a full disk."""
+    line, env = made.command(cohort, "run", made.job_file(tmp_path))
+    limited = ["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "-", *line]
+    done = subprocess.run(limited, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "cannot write to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert made.table(cohort) == []
+    assert made.run(cohort).scored == 240
+    made.assert_each_once(cohort, 240)
+
+
+def test_an_ingest_between_plan_and_commit_does_not_disturb_the_run(cohort, tmp_path):
+    made.cli(cohort, "run", made.job_file(tmp_path), DIASTOLE_CRASH="after-plan")
+    made.add_proteins(cohort, tmp_path / "src", made.proteins(3, seed=4), prefix="q")
+    assert made.run(cohort).scored == 240
+    assert made.run(cohort).scored == 3
+    assert items.read_items(cohort, "d").num_rows == 243
+    made.assert_each_once(cohort, 243)
+    with pytest.raises(LakeError):
+        items.read_items(cohort, "nothing")
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that point"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
