@@ -1,0 +1,122 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from diastole.lake.errors import EnvironmentFailure, LakeError
+from diastole.lake.layout import Lake, probe_conditional_put
+from diastole.lake.store import Store
+
+RACE = """
+import sys, time
+from diastole.lake.store import Store
+store, name, start = Store(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+while time.time() < start: pass
+print("".join("1" if store.put_if_absent(f"f{n}", name.encode() * 10000) else "0" for n in range(50)))
+"""
+
+
+def test_of_many_processes_exactly_one_puts_each_file(tmp_path):
+    import time
+
+    start = str(time.time() + 2.0)
+    line = [sys.executable, "-c", RACE, str(tmp_path)]
+    racing = [subprocess.Popen([*line, n, start], stdout=subprocess.PIPE, text=True) for n in "abcd"]
+    told = [process.communicate(timeout=60)[0].strip() for process in racing]
+    for number in range(50):
+        winners = [name for name, said in zip("abcd", told, strict=True) if said[number] == "1"]
+        assert len(winners) == 1
+        assert Store(str(tmp_path)).get(f"f{number}") == winners[0].encode() * 10000
+    assert not list(tmp_path.glob(".part-*"))
+
+
+@pytest.mark.parametrize("root", ["http://169.254.169.254/latest", "https://example.org/lake", "ftp://a/b", "x://y"])
+def test_what_is_no_object_store_is_refused(root):
+    with pytest.raises(LakeError, match="a lake cannot be at"):
+        Store(root)
+
+
+@pytest.mark.parametrize("path", ["../outside", "a/../../outside", "/etc/passwd", "", ".", "a\\..\\b"])
+@pytest.mark.parametrize("root", ["{tmp}/lake", "memory://"])
+def test_a_path_that_leads_out_is_refused(tmp_path, root, path):
+    store = Store(root.format(tmp=tmp_path))
+    for act in (
+        store.get,
+        store.size,
+        store.delete,
+        lambda p: store.put(p, b""),
+        lambda p: store.put_if_absent(p, b""),
+    ):
+        with pytest.raises(LakeError):
+            act(path)
+    with pytest.raises(LakeError):
+        store.uri(path)
+
+
+def test_a_link_that_leads_out_is_refused(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "file").write_text("secret")
+    (tmp_path / "lake").mkdir()
+    (tmp_path / "lake" / "link").symlink_to(tmp_path / "secret")
+    store = Store(str(tmp_path / "lake"))
+    for act in (store.get, store.size, lambda p: store.put(p, b"")):
+        with pytest.raises(LakeError, match="leads out of the lake"):
+            act("link/file")
+    assert (tmp_path / "secret" / "file").read_text() == "secret"
+
+
+@pytest.mark.parametrize("root", ["{tmp}/lake", "memory://"])
+def test_a_folder_and_an_object_store_do_the_same(tmp_path, root):
+    store = Store(root.format(tmp=tmp_path))
+    assert store.size("a/b") is None
+    with pytest.raises(FileNotFoundError):
+        store.get("a/b")
+    assert store.put_if_absent("a/b", b"one")
+    assert not store.put_if_absent("a/b", b"two")
+    assert (store.get("a/b"), store.size("a/b")) == (b"one", 3)
+    store.put("a/b", b"three")
+    store.put("a/c/d", b"")
+    store.put("z", b"1")
+    assert list(store.list("a")) == [("a/b", 5), ("a/c/d", 0)]
+    assert list(store.folders("a")) == ["c"]
+    store.delete("a/b")
+    store.delete("a/b")
+    assert list(store.list("a")) == [("a/c/d", 0)]
+    assert list(store.list("nothing")) == []
+    assert list(store.folders("nothing")) == []
+    probe_conditional_put(store)
+
+
+def test_a_store_that_lets_the_second_writer_win_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "put_if_absent", lambda self, path, data: self.put(path, data) is None)
+    monkeypatch.setenv("DIASTOLE_KEYS", str(tmp_path / "keys"))
+    with pytest.raises(LakeError, match="no conditional put"):
+        Lake.create(str(tmp_path / "lake"))
+
+
+def test_what_travels_to_a_worker_carries_no_keys(lake, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTED")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    remote = pickle.dumps(Store("s3://bucket/lake"))
+    assert b"PLANTED" not in remote
+    assert b"planted" not in remote
+    assert pickle.loads(remote).root == "s3://bucket/lake"
+    assert lake.key.hex().encode() not in pickle.dumps(lake.store)
+    assert lake.key.hex() not in repr(lake)
+
+
+def test_a_write_that_fails_is_the_environments_and_leaves_nothing(tmp_path, monkeypatch):
+    import os
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    store = Store(str(tmp_path))
+    store.put("a", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFailure, match="No space left on device"):
+        store.put("a", b"new")
+    assert store.get("a") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
