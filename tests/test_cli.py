@@ -1,0 +1,259 @@
+"""What a user types, also wrongly: one line, no traceback, the exit code, and what to do."""
+
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jsonschema
+import made
+import pyarrow as pa
+import pytest
+import yaml
+
+from diastole.cluster import cli
+from diastole.jobs import runs
+from diastole.jobs.spec import job_schema
+from diastole.lake import items
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, lake):
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
+    monkeypatch.setenv("DIASTOLE_LAKE", lake.store.root)
+
+
+@pytest.fixture
+def say(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["diastole", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return said
+
+
+@pytest.fixture
+def cohort(lake, tmp_path):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(6))
+    made.residues(lake)
+    return lake
+
+
+def mistake(said, *parts, code=2):
+    """One line, in which each part stands."""
+    assert said[0] == code, said
+    [line] = said[2].strip().splitlines()
+    assert line.startswith("diastole: ")
+    for part in parts:
+        assert part in line, line
+
+
+def job(folder, **fields):
+    path = folder / "j.yaml"
+    base = {"name": "j", "dataset": "d", "model": "m", "output": "o", "resources": {"workers": 0, "device": "cpu"}}
+    path.write_text(yaml.safe_dump({k: v for k, v in (base | fields).items() if v is not None}))
+    return path
+
+
+def test_a_job_that_cannot_be_meant(say, cohort, tmp_path):
+    mistake(say("run", job(tmp_path, colour="red")), "colour: extra inputs are not permitted", "known keys: dataset")
+    mistake(say("run", job(tmp_path, resources={"wokers": 2})), "resources.wokers", "not permitted")
+    mistake(say("run", job(tmp_path, model=None)), "model: field required")
+    mistake(say("run", job(tmp_path, dataset="elsewhere")), "there is no dataset 'elsewhere'", "there is: d")
+    mistake(say("run", job(tmp_path, model="unheard")), "there is no model 'unheard'", "m@1", "diastole models")
+    mistake(say("run", job(tmp_path, options={"sharpness": 1})), "sharpness", "known options: alphabet, activation")
+    mistake(say("run", job(tmp_path, task="guess")), "there is no task 'guess'", "segment")
+    mistake(say("run", job(tmp_path, where="modality = 'CT'")), "selects no item of d", "`where`")
+    mistake(say("run", job(tmp_path, where="modality ==== 1")), "is not a condition over items")
+    mistake(say("run", job(tmp_path, name="Bad Name")), "name")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    mistake(say("run", tmp_path / "broken.yaml"), "not YAML")
+    mistake(say("run", tmp_path / "nowhere.yaml"), "there is no job file")
+    mistake(say("run", tmp_path), "cannot be read")
+    (tmp_path / "list.yaml").write_text("- 1")
+    mistake(say("run", tmp_path / "list.yaml"), "a job file is a mapping")
+    assert made.table(cohort) == []
+
+
+def test_a_file_that_lies_is_quarantined_with_its_reason_and_the_rest_goes_on(say, lake, tmp_path):
+    source = tmp_path / "mixed"
+    source.mkdir()
+    (source / "good.fasta").write_text(">a\nACDEFGHIKLMNPQRSTVWYACDEFGHIKL\n")
+    (source / "lies.nii.gz").write_bytes(b"\x1f\x8b junk")
+    code, out, _ = say("ingest", "d", source, "--json")
+    assert code == 1
+    assert json.loads(out)["added"] == 1
+    code, out, _ = say("quarantine", "--json", "--source", source)
+    [row] = json.loads(out)
+    assert row["file"].endswith("lies.nii.gz")
+    assert row["code"]
+    assert "ingest again" in row["retry"]
+    mistake(say("ingest", "d", tmp_path / "nowhere"), "path 1 of 1 does not exist")
+    mistake(say("ingest", "Bad Name", source), "cannot name a dataset")
+
+
+def test_a_model_whose_bytes_differ_is_refused(say, cohort, tmp_path):
+    folder = tmp_path / "package"
+    folder.mkdir()
+    manifest = yaml.safe_load(cohort.store.get("models/m/1/model.yaml"))
+    (folder / "net.pt").write_bytes(made.network(seed=9))
+    (folder / "code.py").write_text(made.NET)
+    (folder / "model.yaml").write_text(yaml.safe_dump({**manifest, "version": "2"}))
+    mistake(say("models", "add", folder), "net.pt has sha256", "under a new version")
+    (folder / "net.pt").write_bytes(made.network())
+    (folder / "model.yaml").write_text(yaml.safe_dump({**manifest, "classes": ["x"]}))
+    mistake(say("models", "add", folder), "a version is immutable: raise the version")
+    mistake(say("models", "add", tmp_path / "nowhere"), "is not there")
+    mistake(say("models", "show", "unheard"), "there is no model 'unheard'")
+    mistake(say("models", "fetch", "unheard"), "there is no recipe 'unheard'", "predictdssp")
+
+
+def test_an_output_of_another_task_is_refused(say, cohort, tmp_path):
+    assert say("run", job(tmp_path))[0] == 0
+    made.residues(cohort, version="2", classes=["A", "B", "C"])
+    mistake(say("run", job(tmp_path, model="m@2")), "belongs to classes H, E, C", "name another output")
+
+
+def test_lakes_that_are_not_there_or_newer_or_without_their_key(say, cohort, tmp_path, monkeypatch):
+    mistake(say("plan", job(tmp_path), "--lake", tmp_path / "none"), "there is no lake at", "diastole init")
+    mistake(say("plan", job(tmp_path), "--lake", "http://169.254.169.254/x"), "cannot be at http://")
+    mistake(say("init", cohort.store.root), "is a lake already")
+    mistake(say("init", tmp_path), "is not empty")
+    monkeypatch.setenv("DIASTOLE_KEYS", str(tmp_path / "other"))
+    mistake(say("ingest", "e", tmp_path / "src"), "is not in", "DIASTOLE_KEYS")
+    header = json.loads(cohort.store.get("lake.json"))
+    cohort.store.put("lake.json", json.dumps({**header, "min_reader": 99}).encode())
+    mistake(say("plan", job(tmp_path)), "has format 99", "pip install --upgrade")
+    cohort.store.put("lake.json", b"{")
+    mistake(say("plan", job(tmp_path)), "is damaged")
+    monkeypatch.delenv("DIASTOLE_LAKE")
+    code, _, err = say("plan", job(tmp_path))
+    assert (code, "--lake" in err) == (2, True)
+
+
+def test_a_second_run_scores_nothing_and_says_why(say, cohort, tmp_path):
+    code, out, _ = say("run", job(tmp_path), "--json")
+    assert (code, json.loads(out)["scored"]) == (0, 6)
+    code, out, _ = say("run", job(tmp_path), "--json")
+    assert (code, json.loads(out)["run_id"], json.loads(out)["skipped"]) == (0, None, {"already scored": 6})
+    code, out, _ = say("run", job(tmp_path))
+    assert "nothing to score for o" in out
+    assert "already scored" in out
+
+
+def unfinished(lake):
+    from diastole.cluster.driver import Choice, plan_job
+
+    plan = plan_job(lake, made.job(), Choice())[0]
+    runs.start(lake, plan)
+    return plan.run_id
+
+
+def test_an_unfinished_run_of_a_changed_job_is_told_and_can_be_given_up(say, cohort, tmp_path):
+    run_id = unfinished(cohort)
+    changed = job(tmp_path, options={"activation": "none"})
+    mistake(say("run", changed), f"unfinished run {run_id[:8]} of another job", "--replan", "diastole runs abandon")
+    code, out, _ = say("runs", "--json")
+    assert (code, [r["state"] for r in json.loads(out)]) == (0, ["unfinished"])
+    code, out, _ = say("runs", "abandon", run_id[:8])
+    assert (code, out.strip()) == (0, f"gave up run {run_id[:8]}")
+    mistake(say("runs", "abandon", run_id[:8]), "has ended already (abandoned)")
+    mistake(say("runs", "abandon", "zzz"), "0 runs begin with")
+    assert say("run", changed)[0] == 0
+
+
+def test_replan_gives_up_the_unfinished_run(say, cohort, tmp_path):
+    run_id = unfinished(cohort)
+    code, out, _ = say("run", job(tmp_path, options={"activation": "none"}), "--replan", "--json")
+    assert (code, json.loads(out)["scored"]) == (0, 6)
+    assert runs.read_record(cohort, run_id)["state"] == "abandoned"
+    made.assert_each_once(cohort, 6)
+
+
+def test_every_command_answers_in_json(say, cohort, tmp_path):
+    say("run", job(tmp_path))
+    [run_id] = runs.list_runs(cohort)
+    commands = [
+        ("items",),
+        ("items", "d"),
+        ("models", "list"),
+        ("plan", job(tmp_path)),
+        ("run", job(tmp_path)),
+        ("runs",),
+        ("show", run_id[:8]),
+        ("predictions", "o"),
+        ("quarantine",),
+        ("check",),
+        ("check", "--deep"),
+        ("ingest", "d", tmp_path / "src", "--public", "--alphabet", "protein"),
+    ]
+    for command in commands:
+        code, out, _ = say(*command, "--json")
+        assert code == 0, command
+        json.loads(out)
+    code, out, _ = say("schema")
+    jsonschema.Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_check_finds_a_flipped_byte_and_exits_with_1(say, cohort, tmp_path):
+    say("run", job(tmp_path))
+    [part] = cohort.store.local.glob("predictions/o/level=item/**/*.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    assert say("check")[0] == 0  # sizes only
+    code, out, _ = say("check", "--deep", "--json")
+    assert code == 1
+    assert [wrong["what"] for wrong in json.loads(out)["wrong"]] == ["bytes changed since they were written"]
+
+
+def test_the_schema_takes_what_the_examples_say_and_no_unknown_key():
+    validator = jsonschema.Draft202012Validator(job_schema())
+    examples = sorted((ROOT / "examples" / "jobs").glob("*.yaml"))
+    assert examples
+    for path in examples:
+        validator.validate(yaml.safe_load(path.read_text()))
+    value = yaml.safe_load(examples[0].read_text())
+    for wrong in ({"colour": 1}, {"resources": {"wokers": 1}}, {"dataset": 7}):
+        assert not validator.is_valid(value | wrong)
+    assert not validator.is_valid({k: v for k, v in value.items() if k != "model"})
+
+
+def fastest(times, *arguments):
+    best = float("inf")
+    for _ in range(times):
+        begun = time.perf_counter()
+        line = [sys.executable, "-m", "diastole.cluster", *map(str, arguments)]
+        subprocess.run(line, capture_output=True, check=True, timeout=60)
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def test_help_answers_at_once():
+    assert fastest(5, "--help") < 0.3
+
+
+def test_a_hundred_thousand_items_are_planned_in_three_seconds(cohort, tmp_path):
+    number = 100_000
+    [row] = items.read_items(cohort, "d").slice(0, 1).to_pylist()
+    rows = pa.Table.from_pylist([row] * number, items.ITEMS)
+    ids = pa.array([f"{n:032x}" for n in range(number)])
+    rows = rows.set_column(0, items.ITEMS.field("item_id"), ids)
+    rows = rows.set_column(rows.column_names.index("row"), items.ITEMS.field("row"), pa.array(range(number)))
+    now = pa.array([datetime.now(UTC)] * number, pa.timestamp("us", tz="UTC"))
+    rows = rows.set_column(rows.column_names.index("ingested_at"), items.ITEMS.field("ingested_at"), now)
+    items.write_items(cohort, "big", rows)
+    assert fastest(2, "plan", job(tmp_path, dataset="big")) < 3.0
