@@ -52,7 +52,7 @@ SHARD_UNITS = 4096
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. Everything in it is a function of the job and the lake: no clock, no host."""
+    """What a run will do: a function of the job, the lake and, with `device: auto`, of whether there is a GPU."""
 
     job: dict[str, Any]
     model: str
@@ -71,11 +71,13 @@ class Plan:
     skipped: dict[str, int] = field(compare=False)
     """Units that are not planned, by reason."""
     run_id: str = ""
+    wanted: pa.Table | None = field(default=None, repr=False, compare=False)
+    """item_id and input_digest of all that the job means, scored already or not; not kept with the run."""
 
     def header(self) -> dict[str, Any]:
         """All but the units, as JSON-like values."""
-        values = asdict(self.__class__(**{**self.__dict__, "units": None}))
-        del values["units"]
+        values = asdict(self.__class__(**{**self.__dict__, "units": None, "wanted": None}))
+        del values["units"], values["wanted"]
         return values
 
     @property
@@ -158,7 +160,7 @@ def make_plan(
     spec, model = spec_digest(task), manifest.model_digest
     group = digest([model, spec])[:8]
     table = delta.open_table(lake, lake.predictions(job.output))
-    found = candidates(lake, job.inputs, only)
+    found = candidates(lake, {role: job.inputs[role] for role in manifest.inputs}, only)
     skipped: Counter[str] = Counter(found.unpaired)
     withdrawn = suppressed(lake)
     units: list[dict[str, Any]] = []
@@ -189,8 +191,12 @@ def make_plan(
         batch=job.resources.batch or manifest.batch,
         units=pa.Table.from_pylist(units, UNITS),
         skipped=dict(sorted(skipped.items())),
+        wanted=pa.table(
+            {"item_id": [u.item_id for u in found.units], "input_digest": [u.input_digest for u in found.units]},
+            schema=pa.schema([("item_id", pa.string()), ("input_digest", pa.string())]),
+        ),
     )
-    identity = [plan.header(), [[u["item_id"], u["input_digest"], u["attempt"], u["shard"]] for u in units]]
+    identity = [plan.header(), *([u[name] for u in units] for name in ("item_id", "input_digest", "attempt", "shard"))]
     return Plan(**{**plan.__dict__, "run_id": digest(identity)})
 
 

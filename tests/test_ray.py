@@ -33,7 +33,7 @@ def allowed(monkeypatch):
 
 @pytest.fixture
 def cohort(lake, tmp_path):
-    made.add_proteins(lake, tmp_path / "src", made.proteins(120, low=3000, high=5000))
+    made.add_proteins(lake, tmp_path / "src", made.proteins(120, low=40, high=80))
     return lake
 
 
@@ -140,7 +140,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_th
 
 
 def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
-    sequences = made.proteins(40, low=3000, high=5000)
+    sequences = made.proteins(40, low=40, high=80)
     sequences[11] = "M" + sequences[11]
     made.add_proteins(lake, tmp_path / "src", sequences)
     made.residues(lake, batch=2**16)
