@@ -6,7 +6,7 @@ Exit codes: 0 done; 1 something is wrong with the data or the run (items failed 
 
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -43,30 +43,48 @@ INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
 
-def main() -> None:
-    """The entry point: errors that a user can mend are one line, without a traceback."""
+def main() -> NoReturn:
+    """The entry point."""
+    code = answer()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Arrow's threads may still have files of Python to close; as the interpreter ends, that would abort the process.
+    os._exit(code)
+
+
+def answer() -> int:
+    """Do what the command line says. Returns the exit code; what a user can mend is one line, without a traceback."""
     os.umask(0o077)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            return _told(_INTERRUPTED, INTERRUPTED)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
-        _fail(str(error), 2)
-    except ItemError as error:
-        _fail(str(error), 1)
-    except CommitError as error:
-        _fail(str(error), 1)
+        return _told(str(error), 2)
+    except (ItemError, CommitError) as error:
+        return _told(str(error), 1)
     except EnvironmentFailure as error:
-        _fail(f"{error}", 3)
+        return _told(str(error), 3)
     except OSError as error:
-        _fail(f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", 3)
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
-            raise
-        _fail("interrupted; the same command goes on where it stopped", INTERRUPTED)
+        return _told(f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", 3)
+    except KeyboardInterrupt:
+        return _told(_INTERRUPTED, INTERRUPTED)
+    return 0
+
+
+_INTERRUPTED = "interrupted; the same command goes on where it stopped"
+
+
+def _told(message: str, code: int) -> int:
+    print(f"diastole: {message}", file=sys.stderr)
+    return code
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"diastole: {message}", file=sys.stderr)
-    raise SystemExit(code)
+    raise SystemExit(_told(message, code))
 
 
 def _lake(root: str) -> Any:
