@@ -93,6 +93,8 @@ class Crew:
         self._workers = workers
         self._handed: dict[Any, list[str]] = {}
         self._waits: dict[Any, Any] = {}
+        self._ready: set[Any] = set()
+        """Those that have loaded the model: a shard given to one that Ray has no place for would wait for ever."""
         self._unexplained = 0
         self._alone: set[str] = set()
         self._made = time.perf_counter()
@@ -106,8 +108,7 @@ class Crew:
         try:
             for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
                 self._welcome(actor)
-            self._fill()
-            while any(self._handed.values()):
+            while self._ledger.waiting or any(self._handed.values()):
                 ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=min(10.0, START_SECONDS))
                 for reference in ready:
                     self._answer(reference, on_receipt)
@@ -120,7 +121,7 @@ class Crew:
 
     def _check_started(self) -> None:
         """Ray waits without an end for what it does not have."""
-        if self._begun is None and time.perf_counter() - self._made > START_SECONDS:
+        if not self._ready and time.perf_counter() - self._made > START_SECONDS:
             wanted = ", ".join(f"{n:g} {what}" for what, n in self._needs.items() if n)
             raise EnvironmentFailure(
                 f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is "
@@ -128,6 +129,7 @@ class Crew:
             )
 
     def _welcome(self, actor: Any) -> None:
+        self._made = time.perf_counter()
         self._handed[actor] = []
         self._waits[actor.start.remote()] = actor
 
@@ -137,8 +139,9 @@ class Crew:
         A shard that a worker died of, or with, is the only one that its worker has.
         """
         for held in (1, 2):
-            for actor, handed in self._handed.items():
-                plenty = held == 1 or self._ledger.waiting >= len(self._handed)
+            for actor in self._ready:
+                handed = self._handed[actor]
+                plenty = held == 1 or self._ledger.waiting >= len(self._ready)
                 if len(handed) >= held or not plenty or self._alone.intersection(handed):
                     continue
                 if (shard := self._ledger.take(idle=not handed)) is not None:
@@ -151,6 +154,7 @@ class Crew:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayActorError:
+            self._ready.discard(actor)
             self._unexplained = 0 if self._ledger.died(self._handed.pop(actor)) else self._unexplained + 1
             if self._unexplained >= RETURNS:
                 raise EnvironmentFailure(
@@ -162,6 +166,7 @@ class Crew:
         if isinstance(answer, str):
             raise ModelError(answer)
         self._begun = self._begun or time.perf_counter()
+        self._ready.add(actor)
         if answer is not None:
             self._take(actor, answer, on_receipt)
         self._waits[actor.reply.remote()] = actor

@@ -280,6 +280,7 @@ def runs_abandon(
 ) -> None:
     """Give up an unfinished run: what it has not published is planned anew."""
     from ..jobs import runs as all_runs
+    from .driver import give_up
 
     if not (lake or context.obj):
         raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
@@ -288,8 +289,8 @@ def runs_abandon(
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    all_runs.abandon(opened, found)
-    print(f"gave up run {found[:8]}")
+    state = give_up(opened, all_runs.read_plan(opened, found))
+    print(f"gave up run {found[:8]}" if state == "abandoned" else f"run {found[:8]} was published already; it is done")
 
 
 @app.command()

@@ -3,17 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..jobs import runs
-from ..jobs.commit import Committed, commit
+from ..jobs.commit import Committed, commit, is_published
 from ..jobs.ledger import Ledger
 from ..jobs.plan import Plan, check_not_empty, make_plan
 from ..jobs.receipts import Receipt
 from ..jobs.spec import Job
 from ..jobs.task import Task
-from ..lake import crash, predictions
+from ..lake import crash, delta, predictions
 from ..lake.errors import BusyError
 from ..lake.layout import Lake
 from ..lake.models import Manifest, load
@@ -77,12 +77,25 @@ def plan_job(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Manifest, Task
 def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progress | None = None) -> Outcome:
     """Score what a job means and has not been scored yet, exactly once. Raises DiastoleError.
 
-    An unfinished run of the same job is resumed, unless model, task or job changed: then BusyError says what to do.
+    An unfinished run of the same job is finished first, unless model, task or job changed: then BusyError says what to
+    do. Then the job is planned as it is now. At the end `current/` shows what the job means.
     """
     choice, progress = choice or Choice(), progress or Progress()
-    plan, task, resumed = _plan_or_resume(lake, job, choice)
-    if plan.units.num_rows == 0:
-        return Outcome(None, plan.output, skipped=plan.skipped)
+    plan, manifest, task = plan_job(lake, job, choice)  # a job that cannot be meant is refused before anything is done
+    resumed = _resume(lake, job, choice, manifest, task, progress)
+    if resumed is not None:
+        plan, manifest, task = plan_job(lake, job, choice)
+    outcome = resumed or Outcome(None, plan.output, skipped=plan.skipped)
+    if plan.units.num_rows:
+        fresh = _drive(lake, plan, task, job, progress, resumed=False)
+        outcome = fresh if resumed is None else _together(resumed, fresh)
+    if plan.wanted is not None:
+        predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, plan.wanted)
+    return outcome
+
+
+def _drive(lake: Lake, plan: Plan, task: Task, job: Job, progress: Progress, *, resumed: bool) -> Outcome:
+    """Take a plan, new or begun, to its end."""
     schema = predictions.table_schema(task.item_columns, task.row_columns)
     predictions.fix_output(lake, plan.output, task.name, task.manifest.classes, schema, task.units)
     runs.start(lake, plan)
@@ -93,31 +106,65 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
         started = ready = ended = time.perf_counter()
         if not ledger.finished:
             ready, ended = _execute(lake, plan, ledger, job, progress.advanced)
-        committed = commit(lake, plan, ledger, schema)
-        crash.point("before-current")
-        predictions.refresh_current(lake, plan.output)
-        crash.point("before-record")
-        return _record(lake, plan, ledger, committed, (started, ready, ended), resumed=resumed)
+        return _publish(lake, plan, ledger, schema, (started, ready, ended), resumed=resumed)
 
 
-def _plan_or_resume(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Task, bool]:
-    plan, manifest, task = None, load(lake, job.model), None
-    task = make_task(manifest, job.task, job.options)
+def _publish(
+    lake: Lake, plan: Plan, ledger: Ledger, schema: Any, times: tuple[float, float, float], *, resumed: bool
+) -> Outcome:
+    committed = commit(lake, plan, ledger, schema)
+    crash.point("before-current")
+    wanted = plan.units.select(["item_id", "input_digest"])
+    predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted)
+    crash.point("before-record")
+    return _record(lake, plan, ledger, committed, times, resumed=resumed)
+
+
+def _resume(lake: Lake, job: Job, choice: Choice, manifest: Manifest, task: Task, progress: Progress) -> Outcome | None:
+    """Finish, or with `replan` give up, what is unfinished of this job."""
+    outcome = None
     for found in runs.unfinished(lake, job.name):
-        if choice.replan:
-            runs.abandon(lake, found.run_id)
-            continue
         changed = _changed(found, job, manifest, task)
-        if changed:
+        if choice.replan or (changed and is_published(lake, found)):
+            give_up(lake, found)
+        elif changed:
             raise BusyError(
                 f"job {job.name} has an unfinished run {found.run_id[:8]} of another {changed}; "
                 f"finish it with the old {changed}, or give it up with --replan or: diastole runs abandon {found.run_id[:8]}"
             )
-        plan = plan or found
-    if plan is not None:
-        return plan, make_task(manifest, plan.task, plan.options), True
-    plan, _, task = plan_job(lake, job, choice)
-    return plan, task, False
+        else:
+            planned_task = make_task(manifest, found.task, job.options)
+            done = _drive(lake, found, planned_task, job, progress, resumed=True)
+            outcome = done if outcome is None else _together(outcome, done)
+    return outcome
+
+
+def give_up(lake: Lake, plan: Plan) -> str:
+    """End an unfinished run: abandoned, or, where its rows were published already, recorded as done. Which of the two."""
+    with runs.lease(lake, plan.run_id):
+        if not is_published(lake, plan):
+            runs.write_record(lake, plan.run_id, {"state": "abandoned"})
+            return "abandoned"
+        ledger = Ledger(lake, plan, in_process=True)
+        table = delta.open_table(lake, lake.predictions(plan.output))
+        now = time.perf_counter()
+        _publish(
+            lake, plan, ledger, table.to_pyarrow_dataset().schema if table else None, (now, now, now), resumed=True
+        )
+        return "done"
+
+
+def _together(first: Outcome, second: Outcome) -> Outcome:
+    """A run that was resumed and the one after it, as one outcome of the second."""
+    return replace(
+        second,
+        resumed=True,
+        scored=first.scored + second.scored,
+        failed=first.failed + second.failed,
+        dropped=first.dropped + second.dropped,
+        seconds=round(first.seconds + second.seconds, 3),
+        startup_seconds=round(first.startup_seconds + second.startup_seconds, 3),
+    )
 
 
 def _changed(found: Plan, job: Job, manifest: Manifest, task: Task) -> str | None:

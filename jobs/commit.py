@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..lake import crash, delta, integrity, predictions
 from ..lake.errors import CommitError, EnvironmentFailure
-from ..lake.ids import sha256_bytes
+from ..lake.ids import digest, sha256_bytes
 from ..lake.layout import Lake
 from .ledger import Ledger
 from .plan import Plan
@@ -59,8 +59,8 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
     waves = [parts[i : i + WAVE_PARTS] for i in range(0, len(parts), WAVE_PARTS)]
     already, dropped = True, 0
     for number, wave in enumerate(waves, start=1):
-        fixed = _fix_wave(lake, plan.run_id, str(number), wave)
-        fresh, lost = _commit_wave(lake, plan, number, fixed, schema)
+        _fix_wave(lake, plan.run_id, number, wave)
+        fresh, lost = _commit_wave(lake, plan, number, wave, schema)
         already, dropped = already and not fresh, dropped + lost
     return _verify(lake, plan, results, dropped, already=already)
 
@@ -104,12 +104,18 @@ def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
         )
 
 
-def _fix_wave(lake: Lake, run_id: str, name: str, parts: Sequence[Part]) -> list[Part]:
-    """Write which files a wave holds; if another driver did, its word counts."""
-    path = f"{lake.run(run_id)}/waves/{name}.json"
-    if not lake.store.put_if_absent(path, json.dumps([part.__dict__ for part in parts], indent=1).encode()):
-        return [Part(**part) for part in json.loads(lake.store.get(path))]
-    return list(parts)
+def _fix_wave(lake: Lake, run_id: str, number: int, parts: Sequence[Part]) -> None:
+    """Write which files a wave holds, or, where other files were fixed before, a successor named by its content.
+
+    The transaction decides which of them is published; verifying finds it by its files.
+    """
+    listed = [part.__dict__ for part in parts]
+    data, folder = json.dumps(listed, indent=1).encode(), f"{lake.run(run_id)}/waves"
+    if (
+        not lake.store.put_if_absent(f"{folder}/{number}.json", data)
+        and lake.store.get(f"{folder}/{number}.json") != data
+    ):
+        lake.store.put_if_absent(f"{folder}/{number}.{digest(listed)[:12]}.json", data)
 
 
 def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema: pa.Schema) -> tuple[bool, int]:
@@ -166,44 +172,47 @@ def _without_published(
     lake: Lake, plan: Plan, table: "DeltaTable", number: int, parts: list[Part]
 ) -> tuple[list[Part], int]:
     """Leave out units that others published since the plan, and those of withdrawn subjects, by rewriting their parts."""
-    drop = _published_since(plan, table) | _withdrawn_since(lake, plan)
-    if not drop:
+    published = _published_since(plan, table)
+    withdrawn = _withdrawn_since(lake, plan)
+    if not published and not withdrawn:
         return parts, 0
     root, kept, gone = lake.predictions(plan.output), [], 0
-    values = pa.array(sorted(drop))
-    for part in parts:
-        rows = _read_part(lake, root, part, None)
-        mask = pc.is_in(rows["item_id"], values)
-        if not pc.any(mask).as_py():
-            kept.append(part)
-            continue
-        left = rows.filter(pc.invert(mask))
+    tables = [(part, _read_part(lake, root, part, None)) for part in parts]
+    for part, rows in tables:
+        if part.level == "item":  # what failed elsewhere does not keep out what was scored here
+            scored = set(rows.filter(pc.equal(rows["status"], "scored"))["item_id"].to_pylist())
+            published = {item: status for item, status in published.items() if status == "scored" or item not in scored}
+    values = pa.array(sorted(set(published) | withdrawn), pa.string())
+    for part, rows in tables:
+        left = rows.filter(pc.invert(pc.is_in(rows["item_id"], values)))
         gone += rows.num_rows - left.num_rows if part.level == "item" else 0
-        if left.num_rows:
-            kept.append(
-                write_part(lake, root, part.path.removesuffix(".parquet") + f"-v{table.version()}", left, part.level)
-            )
-    successor = f"{number}.{table.version()}"
-    return _fix_wave(lake, plan.run_id, successor, kept), gone
+        if left.num_rows == rows.num_rows:
+            kept.append(part)
+        elif left.num_rows:
+            stem = f"{part.path.removesuffix('.parquet')}-v{table.version()}"
+            kept.append(write_part(lake, root, stem, left, part.level))
+    _fix_wave(lake, plan.run_id, number, kept)
+    return kept, gone
 
 
-def _published_since(plan: Plan, table: "DeltaTable") -> set[str]:
-    """Items of the plan whose key another run has committed since the plan was made."""
+def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
+    """Items of the plan whose key another run has committed since the plan was made, with the status there."""
     import duckdb
 
     if table.version() == plan.table_version:
-        return set()
+        return {}
     done = table.to_pyarrow_dataset()  # noqa: F841 - duckdb finds it by name
     planned = plan.units.select(["item_id", "input_digest", "attempt"])  # noqa: F841
     rows = duckdb.execute(
         """
-        select distinct item_id from done join planned using (item_id, input_digest)
+        select item_id, max(status) from done join planned using (item_id, input_digest)
         where level = 'item' and key_group = $group and model_digest = $model and spec_digest = $spec
           and run_id <> $run and done.attempt >= planned.attempt
-        """,
+        group by item_id
+        """,  # scored comes after failed
         {"group": plan.key_group, "model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id},
     )
-    return {row[0] for row in rows.fetchall()}
+    return {row[0]: row[1] for row in rows.fetchall()}
 
 
 def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
@@ -219,10 +228,10 @@ def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> 
     data, path = buffer.getvalue(), f"{root}/{stem}.parquet"
     if not lake.store.put_if_absent(path, data) and lake.store.get(path) != data:
         raise EnvironmentFailure(f"{path} is there already with other bytes")
-    digest = sha256_bytes(lake.store.get(path))
-    if digest != sha256_bytes(data):
+    found = sha256_bytes(lake.store.get(path))
+    if found != sha256_bytes(data):
         raise EnvironmentFailure(f"{path} reads back other bytes than were written; check the disk")
-    return Part(f"{stem}.parquet", len(data), digest, rows.num_rows, level)
+    return Part(f"{stem}.parquet", len(data), found, rows.num_rows, level)
 
 
 def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> pa.Table:
@@ -235,11 +244,17 @@ def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> 
         raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone") from error
 
 
+def is_published(lake: Lake, plan: Plan) -> bool:
+    """Whether the table has all, or for a run of several waves some, of a run's rows."""
+    table = delta.open_table(lake, lake.predictions(plan.output))
+    return table is not None and table.transaction_version(plan.run_id) is not None
+
+
 def _verify(lake: Lake, plan: Plan, results: Sequence[Receipt], dropped: int, *, already: bool) -> Committed:
     """Reopen the table and hold it to what was fixed for each wave; then record what was written."""
     table = delta.open_table(lake, lake.predictions(plan.output))
     root = lake.predictions(plan.output)
-    there = set() if table is None else {uri.split(f"{root}/", 1)[1] for uri in table.file_uris()}
+    there = set() if table is None else {uri.rsplit(f"{root}/", 1)[1] for uri in table.file_uris()}
     published: dict[str, list[Part]] = {}
     waves = set()
     for path, _ in lake.store.list(f"{lake.run(plan.run_id)}/waves"):

@@ -9,6 +9,17 @@ Refusal = tuple[str, str]
 """(error code, reason)."""
 
 AXES = {2: "channel time", 3: "zyx", 4: "tzyx"}
+VOLTS = {"V": 0, "mV": -3, "uV": -6, "nV": -9}
+"""Units that can be converted into each other: powers of ten of a volt."""
+
+
+def conversion(unit: str | None, wanted: str) -> float | None:
+    """By what values in `unit` are multiplied to be in `wanted`; None where that is not known."""
+    if unit == wanted:
+        return 1.0
+    if unit is None or unit not in VOLTS or wanted not in VOLTS:
+        return None
+    return float(10.0 ** (VOLTS[unit] - VOLTS[wanted]))
 
 
 def refuse(contract: InputContract, item: Mapping[str, Any]) -> Refusal | None:
@@ -18,6 +29,18 @@ def refuse(contract: InputContract, item: Mapping[str, Any]) -> Refusal | None:
         if refusal:
             return refusal
     return None
+
+
+def refuse_use(item: Mapping[str, Any], purpose: str | None) -> Refusal | None:
+    """Why an item's permitted use forbids a job of this purpose, or None."""
+    permitted = item["permitted_use"]
+    if permitted is None or permitted == purpose:
+        return None
+    return (
+        "use_not_permitted",
+        f"the item may be used for {permitted} only; if that is what the job is for, say so in it "
+        f"(purpose: {permitted}) and run it with --retry",
+    )
 
 
 def _modality(contract: InputContract, item: Mapping[str, Any]) -> Refusal | None:
@@ -61,6 +84,10 @@ def _recording(contract: InputContract, item: Mapping[str, Any]) -> Refusal | No
             return "duration_unknown", "the model needs a recording of known length"
         if not contract.duration_s.holds(shape[-1] / rate):
             return "wrong_duration", f"{shape[-1] / rate:g} s is outside of {_span(contract.duration_s, 's')}"
+    if contract.unit is not None and item["signal"]:
+        units = signal.get("units") or []
+        if not any(conversion(unit, contract.unit) for unit in units):  # which channels matter, the task knows
+            return "unknown_unit", f"the model needs {contract.unit}, no channel's unit can be converted into it"
     return None
 
 

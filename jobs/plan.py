@@ -18,7 +18,7 @@ from ..lake.errors import LakeError, SpecError
 from ..lake.ids import digest
 from ..lake.layout import Lake
 from ..lake.models import Manifest
-from .contract import refuse
+from .contract import refuse, refuse_use
 from .select import Candidate, candidates, suppressed
 from .spec import Job
 from .task import Task
@@ -174,7 +174,7 @@ def make_plan(
         elif limit is not None and len(units) >= limit:
             skipped["beyond the limit"] += 1
         else:
-            units.append(_unit(candidate, reason, attempt, manifest, task))
+            units.append(_unit(candidate, reason, attempt, job, manifest, task))
     _cut(units)
     plan = Plan(
         job=job.model_dump(mode="json"),
@@ -212,8 +212,12 @@ def _check_use(job: Job, manifest: Manifest) -> None:
         )
 
 
-def _unit(candidate: Candidate, reason: str, attempt: int, manifest: Manifest, task: Task) -> dict[str, Any]:
+def _unit(
+    candidate: Candidate, reason: str, attempt: int, job: Job, manifest: Manifest, task: Task
+) -> dict[str, Any]:
     refusal = None
+    for item in candidate.items.values():
+        refusal = refusal or refuse_use(item, job.purpose)
     for role, contract in manifest.inputs.items():
         refusal = refusal or refuse(contract, candidate.items[role])
     refusal = refusal or task.refuse(candidate.items)

@@ -52,12 +52,6 @@ def write_record(lake: Lake, run_id: str, record: dict[str, Any]) -> None:
     lake.store.put_if_absent(f"{lake.run(run_id)}/run.json", json.dumps(record, indent=1).encode())
 
 
-def abandon(lake: Lake, run_id: str) -> None:
-    """Give up an unfinished run. Raises BusyError while a driver is alive on it."""
-    with lease(lake, run_id):
-        write_record(lake, run_id, {"state": "abandoned"})
-
-
 def fresh(lake: Lake, plan: Plan) -> Plan:
     """The plan under an id of its own: a run that ended, given up or undone, is not taken up again."""
     while read_record(lake, plan.run_id) is not None:

@@ -12,7 +12,8 @@ from ..lake.layout import Lake
 from .spec import Selection
 
 _COLUMNS = """item_id, subject_id, session_id, modality, "array", "row", shape, nbytes, content_digest,
-    struct_pack(orientation := geometry.orientation, spacing := geometry.spacing) as geometry, signal, sequence, attributes"""
+    struct_pack(orientation := geometry.orientation, spacing := geometry.spacing) as geometry, signal, sequence, permitted_use,
+    attributes"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,16 +109,12 @@ def upsert(lake: Lake, path: str, rows: pa.Table, key: str) -> None:
         retried(f"update {path}", attempt)
 
 
-def replace(lake: Lake, path: str, rows: Any, schema: pa.Schema, partition_by: list[str] | None = None) -> None:
-    """Replace all rows in one step; readers see the old table or the new."""
+def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:
+    """Replace all rows in one step; readers see the old table or the new. Fails if another wrote since the fence."""
     from deltalake import CommitProperties, write_deltalake
 
-    def attempt() -> None:
-        table = ensure_table(lake, path, schema, partition_by)
-        properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
-        write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
-
-    retried(f"replace {path}", attempt)
+    properties = CommitProperties(app_transactions=[fence_taken], max_commit_retries=0)
+    write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
 
 
 def read(lake: Lake, path: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:

@@ -102,46 +102,66 @@ def _brief(value: Any) -> str:
     return value if isinstance(value, str) else ", ".join(value) or "none"
 
 
-def refresh_current(lake: Lake, output: str) -> None:
-    """Replace `current/OUTPUT` by the newest rows of each item: those of the last commit that has it.
+def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str, wanted: pa.Table) -> None:
+    """Make `current/OUTPUT` show what a job means: of each wanted (item_id, input_digest) the row of this model and spec.
 
-    The order is that of the commits in the table's log, never a clock's. Items that are gone stay.
+    Items that have no such row keep what they had, unless it is of a content that the item has no more. Of several rows
+    of a key, a scored one and the last attempt count. Two refreshes at a time end as if they had come one after the other.
     """
     import duckdb
 
-    table = delta.open_table(lake, lake.predictions(output))
-    if table is None:
-        return
-    commits = [
-        (entry["run_id"], int(entry["wave"]), int(entry["version"])) for entry in table.history() if entry.get("run_id")
-    ]
-    rows = table.to_pyarrow_dataset()
-    order = pa.table(
-        {"run_id": [c[0] for c in commits], "committed": [c[2] for c in commits]},
-        schema=pa.schema([("run_id", pa.string()), ("committed", pa.int64())]),
-    )
-    with duckdb.connect(config={"enable_external_access": False}) as connection:
-        connection.register("predicted", rows)
-        connection.register("commits", order)
-        newest = """
-            select item_id, arg_max(run_id, (coalesce(committed, -1), attempt)) as run_id,
-              arg_max(key_group, (coalesce(committed, -1), attempt)) as g
-            from predicted left join (select run_id, max(committed) as committed from commits group by run_id)
-              using (run_id)
-            where level = 'item' group by item_id
-        """
-        reader = connection.sql(
-            f"select p.* from predicted p join ({newest}) n "  # noqa: S608 - no value of a user's
-            "on p.item_id = n.item_id and p.run_id = n.run_id and p.key_group = n.g"
-        ).to_arrow_reader(65536)
-        schema = rows.schema
-        delta.replace(
-            lake, lake.current(output), pa.Table.from_batches(reader, reader.schema).cast(schema), schema, ["level"]
-        )
+    key = {"model": model_digest, "spec": spec_digest}
+
+    def attempt() -> None:
+        predicted = delta.open_table(lake, lake.predictions(output))
+        if predicted is None:
+            return
+        schema = predicted.to_pyarrow_dataset().schema
+        shown = delta.ensure_table(lake, lake.current(output), schema, ["level"])
+        fence = delta.fence(
+            shown
+        )  # taken before the predictions are read: a refresh that comes between undoes this one
+        predicted.update_incremental()
+        with duckdb.connect(config={"enable_external_access": False}) as connection:
+            connection.register("predicted", predicted.to_pyarrow_dataset())
+            connection.register("shown", shown.to_pyarrow_dataset())
+            connection.register("wanted", wanted)
+            connection.execute(f"create temp table chosen as {_CHOSEN}", key)
+            if connection.sql(_SAME).fetchall() == [(True,)]:
+                return
+            batches = (batch.cast(schema) for batch in connection.sql(_SHOWN).to_arrow_reader(65536))
+            delta.overwrite(shown, pa.RecordBatchReader.from_batches(schema, batches), fence)
+
+    delta.retried(f"refresh of {output}", attempt)
+
+
+_CHOSEN = """
+    select item_id, input_digest, model_digest, spec_digest, arg_max(run_id, (status = 'scored', attempt, run_id)) as run_id
+    from predicted join wanted using (item_id, input_digest)
+    where level = 'item' and model_digest = $model and spec_digest = $spec group by all
+"""
+"""The run whose row counts, of each wanted item that has one."""
+_KEYS = "(item_id, input_digest, model_digest, spec_digest, run_id)"
+_STAYS = """
+    shown anti join chosen using (item_id)
+      anti join (select shown.item_id from shown join wanted using (item_id) where shown.input_digest <> wanted.input_digest)
+      using (item_id)
+"""
+"""Rows of items that have none of their wanted key, but for those of a content that the item has no more."""
+_SHOWN = f"""
+    select * from predicted semi join chosen using {_KEYS}
+    union all by name select * from {_STAYS}
+"""  # noqa: S608 - no value of a user's
+_SAME = f"""
+    with next as (select item_id, run_id, level from predicted semi join chosen using {_KEYS}
+                  union all select item_id, run_id, level from {_STAYS})
+    select (select (count(*), bit_xor(hash(item_id, run_id, level))) from next)
+         = (select (count(*), bit_xor(hash(item_id, run_id, level))) from shown)
+"""  # noqa: S608 - no value of a user's
 
 
 def read_current(lake: Lake, output: str) -> Any:
-    """The newest result of each item, as a pyarrow dataset; item rows have level 'item', detail rows 'row'."""
+    """The result of each item that its job means now, as a pyarrow dataset; item rows have level 'item', detail rows 'row'."""
     read_output(lake, output)
     table = delta.open_table(lake, lake.current(output))
     if table is None:

@@ -49,7 +49,7 @@ def test_what_is_larger_than_the_bound_comes_in_alone():
 
 def test_a_stage_that_does_not_move_is_an_error_with_a_time_not_a_hang(monkeypatch):
     monkeypatch.setattr(queues, "PATIENCE", 0.05)
-    with pytest.raises(EnvironmentFailure, match="did not move"):
+    with pytest.raises(EnvironmentFailure, match="did not get on"):
         ByteQueue(10).get()
 
 

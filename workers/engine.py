@@ -22,7 +22,7 @@ from ..lake.layout import Lake
 from .batches import Batcher, blamed
 from .models.runtime import Networks
 from .parts import ShardWriter
-from .queue import ByteQueue, Closed, nbytes_of
+from .queue import ByteQueue, Closed, Pulse, nbytes_of
 from .read import Reader
 
 
@@ -56,6 +56,7 @@ class Engine:
         self.lake, self.plan, self.task, self.networks = lake, plan, task, networks
         self._budget = float(plan.job["resources"]["memory_gb"]) * 2**30 / 3
         """Bytes read ahead, in unfinished units, and waiting to be written: a third each."""
+        self._pulse = Pulse()
 
     def work(self, shards: Iterator[Shard], stop: Callable[[], None] = lambda: None) -> Iterator[Receipt]:
         """Score shards, in the order in which they come, and yield the receipt of each that is in storage.
@@ -63,8 +64,8 @@ class Engine:
         `stop` is called when the work ends; a `shards` that waits for more must then end too. Raises
         EnvironmentFailure where storage or the node fails; what fails with an item is in its row.
         """
-        ahead: ByteQueue[Any] = ByteQueue(self._budget)
-        written: ByteQueue[Any] = ByteQueue(self._budget)
+        ahead: ByteQueue[Any] = ByteQueue(self._budget, self._pulse)
+        written: ByteQueue[Any] = ByteQueue(self._budget, self._pulse)
         writer = ShardWriter(self.lake, self.plan, self.task, self.networks, lambda r: ahead.put(("receipt", r)))
         stages = [
             _Stage("read", self._read, shards, ahead, on_error=(ahead,)),
@@ -175,6 +176,7 @@ class Engine:
         while True:
             for unit in batcher.settled():
                 self._settle(unit, batcher, written)
+            self._pulse.beat()
             if not batcher.compute(partly=batcher.nbytes > below or below == 0.0):
                 return
 

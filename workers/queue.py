@@ -1,6 +1,7 @@
 """A queue bounded in bytes, between two stages; closing it ends both."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -10,7 +11,22 @@ from ..lake.errors import EnvironmentFailure
 T = TypeVar("T")
 
 PATIENCE = 3600.0
-"""Seconds that a stage waits for another before it says that the other hangs."""
+"""Seconds without any sign of life of the engine before a stage that waits says that another hangs."""
+
+
+class Pulse:
+    """When the stages of an engine last got on with something: an entry passed on, a batch computed."""
+
+    def __init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that something got on."""
+        self._last = time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._last
 
 
 class Closed(Exception):  # noqa: N818 - a signal, not an error
@@ -29,8 +45,8 @@ def nbytes_of(value: Any) -> float:
 class ByteQueue(Generic[T]):
     """First in, first out. What is larger than the bound enters once nothing of weight is in; words always enter."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit, self._bytes = limit, 0.0
+    def __init__(self, limit: float, pulse: Pulse | None = None) -> None:
+        self._limit, self._bytes, self._pulse = limit, 0.0, pulse or Pulse()
         self.peak = 0.0
         """The most bytes that it ever held."""
         self._entries: deque[tuple[T, float]] = deque()
@@ -66,7 +82,9 @@ class ByteQueue(Generic[T]):
         return entry
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        if not self._changed.wait_for(lambda: self._closed or ready(), PATIENCE):
-            raise EnvironmentFailure(f"a stage of the engine did not move for {PATIENCE:.0f} s")
+        while not self._changed.wait_for(lambda: self._closed or ready(), min(PATIENCE, 10.0)):
+            if self._pulse.age() > PATIENCE:
+                raise EnvironmentFailure(f"the engine did not get on for {PATIENCE:.0f} s")
+        self._pulse.beat()
         if self._closed:
             raise Closed

@@ -43,7 +43,7 @@ class Reader:
             if entry["row"] is None:
                 data[role], meta[role] = arrays.read_whole(self._lake, entry["array"], entry["content_digest"])
                 continue
-            letters = self._packs.pop((entry["array"], entry["row"]), None)
+            letters = self._packs.get((entry["array"], entry["row"]))
             if letters is None:
                 raise ItemError("pack_unreadable", "its pack of sequences is missing or damaged; run check")
             alphabet = sequences.verified(entry["content_digest"], letters)

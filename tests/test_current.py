@@ -1,0 +1,74 @@
+"""`current/` shows what a job means now, never an older state or another content."""
+
+import made
+import pytest
+
+from diastole.cluster.driver import Choice
+from diastole.lake import delta, predictions
+
+
+@pytest.fixture
+def cohort(lake, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
+    made.add_proteins(lake, tmp_path / "src", ["ACDEF", "ACDEFGHIKL"])
+    made.residues(lake)
+    return lake
+
+
+def shown(lake):
+    rows = predictions.read_current(lake, "o").to_table().to_pylist()
+    return {row["item_id"]: row for row in rows if row["level"] == "item"}
+
+
+def lengths(lake):
+    return sorted(row["length"] for row in shown(lake).values())
+
+
+def test_an_item_that_goes_back_to_an_older_content_shows_the_older_result(cohort, tmp_path):
+    made.run(cohort)
+    made.add_proteins(cohort, tmp_path / "src", ["ACDEFGH", "ACDEFGHIKL"])
+    assert made.run(cohort).reasons == {"changed": 1}
+    assert lengths(cohort) == [7, 10]
+    made.add_proteins(cohort, tmp_path / "src", ["ACDEF", "ACDEFGHIKL"])
+    assert made.run(cohort).run_id is None
+    assert lengths(cohort) == [5, 10]
+
+
+def test_a_model_that_is_taken_back_shows_its_own_results_again(cohort):
+    made.run(cohort)
+    made.residues(cohort, seed=1, version="2")
+    made.run(cohort, model="m@2")
+    assert {row["model_version"] for row in shown(cohort).values()} == {"2"}
+    assert made.run(cohort, model="m@1").run_id is None
+    assert {row["model_version"] for row in shown(cohort).values()} == {"1"}
+
+
+def test_a_refresh_that_another_overtakes_does_not_bring_back_what_was(cohort, tmp_path, monkeypatch):
+    made.run(cohort, Choice(limit=1))
+    made.add_proteins(cohort, tmp_path / "more", made.proteins(3), prefix="q")
+    overwrite, overtaken = delta.overwrite, []
+
+    def slow(table, rows, fence):
+        if not overtaken:
+            overtaken.append(True)
+            made.run(cohort, name="other")  # commits and refreshes between the reading and the writing of this one
+        overwrite(table, rows, fence)
+
+    monkeypatch.setattr(delta, "overwrite", slow)
+    made.run(cohort, Choice(limit=1))
+    assert overtaken
+    assert len(shown(cohort)) == 5
+
+
+def test_a_refresh_with_nothing_new_writes_nothing(cohort):
+    made.run(cohort)
+    version = delta.open_table(cohort, cohort.current("o")).version()
+    made.run(cohort)
+    assert delta.open_table(cohort, cohort.current("o")).version() == version
+
+
+def test_an_item_that_waits_for_its_new_content_shows_no_older_one(cohort, tmp_path):
+    made.run(cohort)
+    made.add_proteins(cohort, tmp_path / "src", ["ACDEFGH", "ACDEFGHI"])
+    made.run(cohort, Choice(limit=1))
+    assert len(shown(cohort)) == 1
