@@ -225,8 +225,8 @@ def test_queues_hold_no_more_than_their_bound_and_let_the_oversized_through(lake
     queues = []
 
     class Watched(ByteQueue):
-        def __init__(self, limit):
-            super().__init__(limit)
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
             queues.append(self)
 
     monkeypatch.setattr(engines, "ByteQueue", Watched)
