@@ -212,9 +212,7 @@ def _check_use(job: Job, manifest: Manifest) -> None:
         )
 
 
-def _unit(
-    candidate: Candidate, reason: str, attempt: int, job: Job, manifest: Manifest, task: Task
-) -> dict[str, Any]:
+def _unit(candidate: Candidate, reason: str, attempt: int, job: Job, manifest: Manifest, task: Task) -> dict[str, Any]:
     refusal = None
     for item in candidate.items.values():
         refusal = refusal or refuse_use(item, job.purpose)

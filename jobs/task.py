@@ -33,6 +33,8 @@ class Options(BaseModel):
     """Parameters of a task: the package's `options` overlaid with the job's. Unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    of_the_model: ClassVar[frozenset[str]] = frozenset()
+    """Those that only the package may set: what its networks were made for, such as their passes or their alphabet."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Task(ABC):
     def steps(self) -> tuple[str, ...]:
         """The passes, by the name of the file that holds each one's network."""
         return tuple(self.manifest.files)[:1]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names in the package's files of what `load_tables` reads."""
+        return ()
 
     def load_tables(self, read: Callable[[str], bytes]) -> None:
         """Take tables of the package, by their names in its files, before the first unit."""

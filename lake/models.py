@@ -1,6 +1,9 @@
 """Model packages: a folder with `model.yaml` and weights, pinned by sha256, immutable once it is in the lake."""
 
+import re
+import sys
 from functools import cached_property
+from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -43,7 +46,7 @@ class InputContract(_Strict):
     duration_s: Range | None = None
     """Bounds of a recording's length, in s."""
     unit: str | None = None
-    """Unit of the values that the net sees (UCUM); recordings in another are converted."""
+    """Unit of the values that the net sees (UCUM): recordings in V, mV, uV or nV are converted into it, others refused."""
     alphabet: str | None = None
     """The letters that a sequence may have."""
     length: Range | None = None
@@ -85,7 +88,7 @@ class Manifest(_Strict):
     network: str | None = None
     """`module:callable` that builds the network of a Python package; `file.py:callable` for a file of the package."""
     network_sha256: str | None = None
-    """SHA-256 of the module that `network` names, filled in when the package is added."""
+    """SHA-256 of the code that `network` names (`network_code` says how much of it), filled in when the package is added."""
     network_options: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, InputContract]
     """By role; the first names the result."""
@@ -110,7 +113,10 @@ class Manifest(_Strict):
 
     @cached_property
     def model_digest(self) -> str:
-        """Digest of weights, code and contract; what only describes the model is left out."""
+        """Digest of weights, code and contract; what only describes the model is left out.
+
+        Of the code of an installed network it holds what `network_code` gives: its whole package, not what that imports.
+        """
         prose = {"description", "licence", "permitted_use", "citation", "source"}
         return digest(self.model_dump(mode="json", exclude=prose))
 
@@ -216,10 +222,19 @@ def read_file(lake: Lake, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def network_code(manifest: Manifest, files: dict[str, bytes] | None = None) -> bytes:
-    """Source of the module that builds a Python network, found without importing it."""
-    import importlib.util
+def own_network(manifest: Manifest) -> bool:
+    """Whether the network is of a module in which diastole keeps its own."""
+    module = (manifest.network or "").partition(":")[0]
+    return re.fullmatch(r"diastole\.workers\.models\.\w+", module) is not None and not module.endswith(".py")
 
+
+def network_code(manifest: Manifest, files: dict[str, bytes] | None = None) -> bytes:
+    """The code that builds a Python network, found without importing anything.
+
+    Of diastole's own networks, and of a file of the package: that one file. Of an installed package: path and sha256 of
+    each .py file of the top-level package (of the first one with files, below a namespace), and of the module itself.
+    Raises ModelError.
+    """
     where, separator, callable_name = (manifest.network or "").partition(":")
     if not separator or not callable_name:
         raise ModelError(f"{manifest.ref}: a Python package needs network: module:callable")
@@ -227,10 +242,31 @@ def network_code(manifest: Manifest, files: dict[str, bytes] | None = None) -> b
         if files is None or where not in files:
             raise ModelError(f"{manifest.ref}: {where} must be listed in files with its sha256")
         return files[where]
-    try:
-        spec = importlib.util.find_spec(where)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    specs = _specs(where)
+    if not specs or specs[-1].origin is None or not Path(specs[-1].origin).is_file():
         raise ModelError(f"{manifest.ref}: the module {where} is not installed here; pip install what it is part of")
-    return Path(spec.origin).read_bytes()
+    module = Path(specs[-1].origin)
+    top = next(Path(spec.origin) for spec in specs if spec.origin is not None)
+    if own_network(manifest) or top.name != "__init__.py":
+        return module.read_bytes()
+    found = {path.relative_to(top.parent).as_posix(): path for path in top.parent.rglob("*.py")}
+    found[where] = module  # compiled, or installed elsewhere than its package
+    return "".join(f"{name}\0{sha256_bytes(path.read_bytes())}\n" for name, path in sorted(found.items())).encode()
+
+
+def _specs(module: str) -> list[ModuleSpec]:
+    """Of each package on the way to a module, and of the module; empty where it is not installed.
+
+    importlib.util.find_spec would import the packages on the way, so run their code before anyone has allowed it.
+    """
+    specs: list[ModuleSpec] = []
+    parts, path = module.split("."), None
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        found = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None or (count < len(parts) and spec.submodule_search_locations is None):
+            return []
+        specs.append(spec)
+        path = spec.submodule_search_locations
+    return specs

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.signal import resample_poly
 
+from diastole.jobs.contract import refuse
 from diastole.jobs.task import Unit
 from diastole.lake.errors import ItemError, SpecError
 from diastole.workers.recipes import recipe
@@ -270,3 +271,45 @@ def test_an_unknown_option_and_a_channel_that_is_not_there_are_said():
     task = make_task(recipe("spindles"), options={"channels": ["C3"]})
     with pytest.raises(ItemError, match="1 of the job's 1 channels"):
         task.begin(unit_of(data.eeg()))
+
+
+def in_unit(unit):
+    manifest = recipe("spindles")
+    said = manifest.inputs["input"].model_copy(update={"unit": unit})
+    return make_task(manifest.model_copy(update={"inputs": {"input": said}}))
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("V", 1e6), ("mV", 1e3), ("uV", 1.0), ("nV", 1e-3)])
+def test_the_net_sees_the_unit_that_the_contract_names(unit, factor):
+    task, stored = in_unit("uV"), unit_of(np.arange(7500.0))
+    stored.meta["input"].update(units=[unit], gain=[2.0], offset=[5.0])
+    state = task.begin(stored)
+    [window] = task.windows(state, 0)
+    ready = task.prepare(state, window, {"input": stored.data["input"][window.regions["input"]]})
+    assert ready["signal"] == pytest.approx((2 * np.arange(7500.0) + 5) * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["mmHg", "", None])
+def test_a_unit_that_is_no_voltage_fails_where_the_contract_names_one(unit):
+    stored = unit_of(data.eeg())
+    stored.meta["input"]["units"] = [unit]
+    with pytest.raises(ItemError) as caught:
+        in_unit("uV").begin(stored)
+    assert caught.value.code == "unknown_unit"
+    make_task(recipe("spindles")).begin(stored)
+
+
+@pytest.mark.parametrize(("units", "refused"), [(["%"], True), ([None], True), (["mV", "%"], False), (["uV"], False)])
+def test_a_recording_without_any_voltage_is_refused_by_its_row(units, refused):
+    row = {"modality": "EEG", "shape": [len(units), 99999], "geometry": None, "sequence": None}
+    row["signal"] = {"rate": 250.0, "channels": ["a"], "units": units}
+    found = refuse(in_unit("uV").manifest.inputs["input"], row)
+    assert (found is not None and found[0] == "unknown_unit") == refused
+
+
+def test_a_net_that_gives_no_triples_gives_no_events():
+    with pytest.raises(ItemError) as caught:
+        drive(
+            make_task(recipe("spindles")), unit_of(data.eeg()), lambda step, inputs: {"detection": torch.ones(1, 9, 2)}
+        )
+    assert caught.value.code == "wrong_outputs"

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from diastole.jobs.task import Unit
-from diastole.lake.errors import SpecError
+from diastole.lake.errors import ItemError, SpecError
 from diastole.workers.models.residue_lstm import ResidueLSTM
 from diastole.workers.recipes import recipe
 from diastole.workers.tasks import make_task
 
-from .published import data, golden, new_lake, run, score, weights
+from .published import data, drive, golden, new_lake, run, score, weights
 
 CHAINS = golden("predictdssp")["chains"]
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -117,3 +117,19 @@ def test_padding_never_reaches_the_network():
 def test_classes_of_more_than_a_letter_are_said_at_once():
     with pytest.raises(SpecError, match="one letter each"):
         make_task(recipe("predictdssp").model_copy(update={"classes": ["helix", "strand", "coil"]}))
+
+
+@pytest.mark.parametrize("shape", [(9, 2), (9, 4), (8, 3)])
+def test_a_net_that_gives_another_number_of_classes_or_residues_gives_no_result(shape):
+    task = make_task(recipe("predictdssp"))
+    unit = Unit({"input": np.frombuffer(protein(9).encode(), np.uint8)}, {"input": {}})
+    with pytest.raises(ItemError) as caught:
+        drive(task, unit, lambda step, inputs: {"output": torch.zeros((1, *shape))})
+    assert caught.value.code == "wrong_outputs"
+
+
+@pytest.mark.parametrize("options", [{"activation": "sigmoid"}, {"alphabet": LETTERS[::-1]}])
+def test_a_job_can_name_no_other_activation_and_no_other_letters(options):
+    with pytest.raises(SpecError, match=next(iter(options))):
+        make_task(recipe("predictdssp"), options=options)
+    make_task(recipe("predictdssp"), options={"alphabet": LETTERS})  # what the package says may be repeated

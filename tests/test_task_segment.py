@@ -12,7 +12,7 @@ import torch
 
 from diastole.jobs.task import Unit
 from diastole.lake import arrays
-from diastole.lake.errors import ItemError
+from diastole.lake.errors import ItemError, ModelError, SpecError
 from diastole.workers.ingest import IngestOptions, ingest
 from diastole.workers.recipes import recipe
 from diastole.workers.tasks import make_task
@@ -205,6 +205,12 @@ def small_unit(shape=(30, 31, 32), affine=None):
     return Unit({"input": volume}, {"input": {"affine": affine.ravel().tolist(), "rescale": [1.0, 0.0]}})
 
 
+def with_options(**options):
+    """The published model with other options of its own."""
+    manifest = recipe("deepbet")
+    return manifest.model_copy(update={"options": {**manifest.options, **options}})
+
+
 @pytest.mark.parametrize("found_by", ["no net", "the first net only"])
 def test_an_empty_mask_is_a_result_of_0_ml(found_by):
     def forward(step, inputs):
@@ -251,9 +257,9 @@ def test_every_number_type_that_a_volume_may_have_is_scaled_alike(dtype):
 
 
 def test_three_passes_look_into_the_box_of_the_pass_before():
-    manifest = recipe("deepbet")
     passes = [{"net": "box", "grid": [16, 16, 16], "channel": 1, "margin": 0.0}] * 2 + [{"net": "main", "channel": 1}]
-    state, _ = drive(make_task(manifest, options={"passes": passes, "axes": "zyx"}), small_unit((64, 64, 64)), blob())
+    manifest = recipe("deepbet").model_copy(update={"options": {"passes": passes, "axes": "zyx"}})
+    state, _ = drive(make_task(manifest), small_unit((64, 64, 64)), blob())
     assert state.box == (slice(24, 40), slice(24, 40), slice(24, 40))
 
 
@@ -271,10 +277,70 @@ def test_a_batch_of_several_volumes_scales_each_by_its_own_values():
 
 
 def test_constant_inside_of_the_box_is_no_contrast_too():
-    task = make_task(recipe("deepbet"), options={"intensity": {"standardise": True}})
+    task = make_task(with_options(intensity={"standardise": True}))
     unit = small_unit()
     unit.data["input"][:] = 5
     state = task.begin(unit)
     with pytest.raises(ItemError) as caught:
         task.encode(0, [task.prepare(state, task.windows(state, 0)[0], {})], "cpu")
     assert caught.value.code == "no_contrast"
+
+
+def test_a_model_of_several_classes_is_no_binary_mask():
+    for classes in ([], ["grey", "white"]):
+        with pytest.raises(ModelError, match="exactly one class"):
+            make_task(recipe("deepbet").model_copy(update={"classes": classes}))
+
+
+def test_axes_that_are_none_are_refused():
+    with pytest.raises(SpecError, match="axes"):
+        make_task(with_options(axes="yxz"))
+
+
+def spoiled(slope=1.0):
+    """A float volume with three voxels that are no number, and what the net should see there."""
+    unit = small_unit()
+    data = unit.data["input"].astype(np.float32)
+    data[0, 0, :3] = np.nan, np.inf, -np.inf
+    rest = data[np.isfinite(data)] * np.float32(slope)
+    seen = [0.0, rest.max(), rest.min()] if slope > 0 else [0.0, rest.min(), rest.max()]
+    return Unit({"input": data}, {"input": {**unit.meta["input"], "rescale": [slope, 0.0]}}), seen
+
+
+@pytest.mark.parametrize("slope", [1.0, -2.0])
+def test_voxels_that_are_no_number_are_filled_and_counted(slope):
+    task = make_task(with_options(passes=[{"net": "main"}], intensity={}, axes="zyx"))
+    unit, wanted = spoiled(slope)
+    unit.meta["input"]["affine"] = np.eye(4).ravel().tolist()
+    seen = {}
+
+    def forward(step, inputs):
+        seen["x"] = inputs["x"]
+        return {"output": torch.zeros((1, 1, *inputs["x"].shape[2:]))}
+
+    _, result = drive(task, unit, forward)
+    assert seen["x"][0, 0, 0, 0, :3].tolist() == wanted
+    assert result.columns["non_finite"] == 3
+    assert drive(task, small_unit(), forward)[1].columns["non_finite"] == 0
+
+
+def test_voxels_that_are_no_number_fail_the_item_where_the_job_says_so():
+    task = make_task(recipe("deepbet"), options={"non_finite": "refuse"})
+    task.begin(small_unit())
+    with pytest.raises(ItemError, match="3 of its 29760 voxels") as caught:
+        task.begin(spoiled()[0])
+    assert caught.value.code == "non_finite_input"
+
+
+def test_a_volume_without_any_number_fails_always():
+    unit = Unit({"input": np.full((4, 5, 6), np.nan)}, {"input": {"affine": np.eye(4).ravel().tolist()}})
+    with pytest.raises(ItemError, match="120 of its 120 voxels"):
+        make_task(recipe("deepbet")).begin(unit)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 16), (2, 16, 16, 8), (2, 16)])
+def test_a_net_that_gives_another_shape_than_its_package_says_gives_no_mask(shape):
+    task = make_task(with_options(passes=[{"net": "main", "grid": [16, 16, 16], "channel": 1}]))
+    with pytest.raises(ItemError) as caught:
+        drive(task, small_unit(), lambda step, inputs: {"output": torch.zeros((1, *shape))})
+    assert caught.value.code == "wrong_outputs"

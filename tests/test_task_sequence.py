@@ -4,13 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from diastole.jobs.task import Unit
+from diastole.lake.errors import ItemError, ModelError, SpecError
 from diastole.workers.recipes import recipe
 from diastole.workers.tasks import make_task
 from diastole.workers.tasks.sequence import _CODES
 
-from .published import data, golden, new_lake, run, score
+from .published import data, drive, golden, new_lake, run, score
 
 GOLDEN = golden("tiara")
 CLASSES = ["organelle", "bacteria", "archaea", "eukarya"]
@@ -156,3 +158,30 @@ def test_pieces_are_cut_from_the_start_and_a_short_rest_is_dropped():
         state = task.begin(Unit({"input": np.frombuffer(b"ACGT" * 2500, np.uint8)[:length]}, {"input": {}}))
         found = [window.regions["input"][0] for window in task.windows(state, 0)]
         assert [(piece.start, piece.stop) for piece in found] == pieces
+
+
+def test_classes_in_another_order_than_the_stages_are_refused():
+    with pytest.raises(ModelError, match="in the same order"):
+        make_task(recipe("tiara").model_copy(update={"classes": sorted(CLASSES)}))
+
+
+def test_a_job_cannot_replace_the_stages_of_the_networks():
+    stages = recipe("tiara").options["stages"]
+    turned = [{**stages[0], "classes": stages[0]["classes"][::-1]}, stages[1]]
+    with pytest.raises(SpecError, match=r"stages belong to the networks of tiara@1.0.2.*may set blank_piece"):
+        make_task(recipe("tiara"), options={"stages": turned})
+
+
+@pytest.mark.parametrize(("key", "name"), [("net", "third"), ("idf", "third_idf")])
+def test_a_stage_that_names_no_file_of_the_package_is_said_before_anything_runs(key, name):
+    manifest = recipe("tiara")
+    stages = [{**manifest.options["stages"][0], key: name}]
+    with pytest.raises(ModelError, match=f"its options name {name}"):
+        make_task(manifest.model_copy(update={"options": {**manifest.options, "stages": stages}}))
+
+
+def test_a_net_with_another_number_of_outputs_gives_no_class():
+    unit = Unit({"input": np.frombuffer(b"ACGT" * 1000, np.uint8)}, {"input": {}})
+    with pytest.raises(ItemError) as caught:
+        drive(make_task(recipe("tiara")), unit, lambda step, inputs: {"output": torch.ones((1, 4))})
+    assert caught.value.code == "wrong_outputs"

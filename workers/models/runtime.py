@@ -15,7 +15,7 @@ from ...jobs.task import Task
 from ...lake.errors import EnvironmentFailure, ModelError
 from ...lake.ids import sha256_bytes
 from ...lake.layout import Lake
-from ...lake.models import Manifest, network_code, read_file
+from ...lake.models import Manifest, network_code, own_network, read_file
 
 Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -29,14 +29,18 @@ class Networks:
 
     def __init__(self, lake: Lake, manifest: Manifest, task: Task, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        _full_precision()
         self.device = torch.device(device)
         load = {"torchscript": _torchscript, "onnx": _onnx, "python": _python}[manifest.runtime]
         self._forward = [load(lake, manifest, name, task.outputs, self.device, threads) for name in task.steps]
 
     def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Outputs by name, first axis the batch."""
+        """Outputs by name, first axis the batch, there and not only on their way: what fails on a device fails here."""
         with torch.inference_mode():
-            return self._forward[step](inputs)
+            outputs = self._forward[step](inputs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return outputs
 
     def finite(self, outputs: Mapping[str, torch.Tensor]) -> bool:
         """Whether no output has NaN or infinite values."""
@@ -61,9 +65,16 @@ def device_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise OutOfMemory from error
-        if "CUDA error" in str(error):  # the context is lost with it: nothing computes after it in this process
+        lost = isinstance(error, getattr(torch, "AcceleratorError", ()))  # since torch 2.8
+        if lost or "CUDA error" in str(error):  # the context is lost with it: nothing computes after it in this process
             raise EnvironmentFailure(f"the device failed: {str(error).splitlines()[0]}") from error
         raise
+
+
+def _full_precision() -> None:
+    """float32 is float32 on a GPU too, not TF32: of a package's numbers only the last digits may differ by device."""
+    torch.backends.cuda.matmul.allow_tf32 = False  # not the newer fp32_precision: after it, cudnn.flags() of a network
+    torch.backends.cudnn.allow_tf32 = False  # raises that the two ways were mixed
 
 
 def choose_device(wanted: str) -> str:
@@ -99,11 +110,11 @@ def _onnx(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise ModelError("this onnxruntime has no CUDA; install onnxruntime-gpu, or set device: cpu in the job")
-        providers = ["CUDAExecutionProvider", *providers]
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
     data = read_file(lake, manifest, name)
     try:
         session = onnxruntime.InferenceSession(data, settings, providers=providers)
@@ -154,22 +165,47 @@ def _python(
 def _builder(lake: Lake, manifest: Manifest) -> Callable[..., torch.nn.Module]:
     """What builds the network. Code that is not diastole's runs only if it is allowed by name and digest."""
     where, _, attribute = (manifest.network or "").partition(":")
-    own = where.startswith("diastole.")
+    own = _own_class(where, attribute) if own_network(manifest) else None
     allowed = os.environ.get("DIASTOLE_ALLOW_CODE", "").split(",")
-    if not own and f"{manifest.ref}:{manifest.model_digest}" not in allowed:
+    if own is None and f"{manifest.ref}:{manifest.model_digest}" not in allowed:
         raise ModelError(
             f"{manifest.ref} brings code of its own ({manifest.network}); if you trust it, allow it with: "
             f"DIASTOLE_ALLOW_CODE={manifest.ref}:{manifest.model_digest}"
         )
-    if where.endswith(".py"):
-        entry = next((name for name, file in manifest.files.items() if file.path == where), None)
-        if entry is None:
-            raise ModelError(f"{manifest.ref}: {where} must be listed in files with its sha256")
-        namespace: dict[str, Any] = {"__name__": where.removesuffix(".py")}
-        exec(compile(read_file(lake, manifest, entry), where, "exec"), namespace)  # noqa: S102 - allowed above, by digest
-        return namespace[attribute]
-    if sha256_bytes(network_code(manifest)) != manifest.network_sha256:
+    if not where.endswith(".py") and sha256_bytes(network_code(manifest)) != manifest.network_sha256:
         raise ModelError(
             f"{manifest.ref}: the code of {where} changed since the model was added; add it as a new version"
         )
-    return getattr(importlib.import_module(where), attribute)
+    found = own or _allowed_code(lake, manifest, where).get(attribute)
+    if not callable(found):
+        raise ModelError(
+            f"{manifest.ref}: {where} has no {attribute} that builds a network; mend network: in model.yaml"
+        )
+    return found
+
+
+def _own_class(where: str, attribute: str) -> type[torch.nn.Module] | None:
+    """A network of diastole's own: a class that is defined in the module that is named, not one that it imports."""
+    try:
+        found = vars(importlib.import_module(where)).get(attribute)
+    except ModuleNotFoundError:
+        return None
+    network = isinstance(found, type) and issubclass(found, torch.nn.Module) and found.__module__ == where
+    return found if network else None
+
+
+def _allowed_code(lake: Lake, manifest: Manifest, where: str) -> dict[str, Any]:
+    """The names of a module, or of a file of the package, that the user has allowed by its digest."""
+    entry = next((name for name, file in manifest.files.items() if file.path == where), None)
+    if where.endswith(".py") and entry is None:
+        raise ModelError(f"{manifest.ref}: {where} must be listed in files with its sha256")
+    try:
+        if entry is None:
+            return vars(importlib.import_module(where))
+        namespace: dict[str, Any] = {"__name__": where.removesuffix(".py")}
+        exec(compile(read_file(lake, manifest, entry), where, "exec"), namespace)  # noqa: S102 - allowed, by digest
+        return namespace
+    except ModelError:
+        raise
+    except Exception as error:  # any class may come from code that is not ours
+        raise ModelError(f"{manifest.ref}: {where} cannot be run: {type(error).__name__}: {error}") from error

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from ...jobs.contract import conversion
 from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError
+from .checks import no_recording, wrong_outputs
 from .signals import bridged, clear, gaps, ratio, region, resampled, wavelets
 from .spans import covered, overlap, suppress
 
@@ -27,6 +29,7 @@ class Scalogram(Options):
 class EventOptions(Options):
     """How a recording becomes windows, and outputs become events."""
 
+    of_the_model = frozenset({"rate", "window_s", "scalogram", "longest_s"})
     rate: float
     """Hz that the net sees."""
     window_s: float
@@ -55,6 +58,8 @@ class _State:
     meta: Mapping[str, Any]
     channels: list[int]
     change: Fraction
+    factors: dict[int, float] = field(default_factory=dict)
+    """By channel: into the unit that the net sees."""
     missing: dict[int, np.ndarray] = field(default_factory=dict)
     """Gaps by channel, in samples of the source."""
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
@@ -67,7 +72,7 @@ class Events(Task):
     """Windows of every channel, a detection grid decoded in each, merged over the windows' borders."""
 
     name = "events"
-    version = 1
+    version = 2
     outputs = ("detection",)
     item_columns: ClassVar[pa.Schema] = pa.schema(
         [
@@ -91,6 +96,9 @@ class Events(Task):
     }
     options_type = EventOptions
 
+    def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+        return no_recording(items[self.roles[0]])
+
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
         """4 bytes for each sample of the signal and its scalogram in each window."""
         channels, samples = items["input"]["shape"]
@@ -103,8 +111,17 @@ class Events(Task):
         data, meta = unit.data["input"], unit.meta["input"]
         state = _State(data, meta, self._channels(meta), ratio(meta["rate"], self.options.rate))
         for channel in state.channels:
+            state.factors[channel] = self._factor(meta["units"][channel])
             state.missing[channel] = gaps(data[channel], round(self.options.flat_s * meta["rate"]))
         return state
+
+    def _factor(self, unit: str | None) -> float:
+        """From a channel's unit into the one that the contract names."""
+        wanted = self.manifest.inputs["input"].unit
+        factor = 1.0 if wanted is None else conversion(unit, wanted)
+        if factor is None:
+            raise ItemError("unknown_unit", f"the model needs {wanted}, a channel's unit cannot be converted into it")
+        return factor
 
     def _channels(self, meta: Mapping[str, Any]) -> list[int]:
         names, wanted = list(meta["channels"]), self.options.channels
@@ -152,7 +169,8 @@ class Events(Task):
         channel, start, offset, _ = window.tag
         first, missing = window.regions["input"][1].start, state.missing[channel]
         samples = bridged(raw["input"][0], missing - first) * state.meta["gain"][channel]
-        signal = resampled(samples + state.meta["offset"][channel], state.change, offset, self._size())
+        values = (samples + state.meta["offset"][channel]) * state.factors[channel]
+        signal = resampled(values, state.change, offset, self._size())
         return {"signal": signal, "valid": clear(missing, state.change, start, self._size())}
 
     def encode(self, step: int, ready: Sequence[dict[str, np.ndarray]], device: Any) -> dict[str, Any]:
@@ -177,6 +195,9 @@ class Events(Task):
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del step
         channel, start, _, (first, last) = window.tag
+        shape = tuple(outputs["detection"].shape)
+        if len(shape) != 2 or shape[1] != 3:
+            raise wrong_outputs(shape, "segments × 3: confidence, centre, duration")
         found = self._decoded(outputs["detection"].float().sigmoid().double().cpu().numpy())
         found[:, :2] += start
         centre = found[:, :2].mean(axis=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow as pa
 from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import SpecError
 from ...lake.models import Manifest
+from .checks import no_sequence, wrong_outputs
 
 PAD = 255
 
@@ -17,9 +18,10 @@ PAD = 255
 class ResidueOptions(Options):
     """How letters become numbers."""
 
+    of_the_model = frozenset({"alphabet"})
     alphabet: str
     """Letters in the order of the network's one-hot input."""
-    activation: str = "softmax"
+    activation: Literal["softmax", "none"] = "softmax"
     """What turns the network's output into probabilities: softmax, or none where it gives them itself."""
 
 
@@ -49,11 +51,14 @@ class Residues(Task):
 
     def __init__(self, manifest: Manifest, options: ResidueOptions) -> None:
         super().__init__(manifest, options)
-        if any(len(name) != 1 for name in manifest.classes):
-            raise SpecError(f"task residues needs classes of one letter each; {manifest.ref} has longer ones")
+        if not manifest.classes or any(len(name.encode()) != 1 for name in manifest.classes):
+            raise SpecError(f"task residues needs classes of one letter each; {manifest.ref} has none, or longer ones")
         self._code = np.full(256, PAD, np.uint8)
         for number, letter in enumerate(options.alphabet.encode()):
             self._code[letter] = number
+
+    def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+        return no_sequence(items[self.roles[0]])
 
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
         """4 bytes for each letter of the alphabet at each residue."""
@@ -87,6 +92,9 @@ class Residues(Task):
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del step, window
+        wanted, found = (len(state.codes), len(self.manifest.classes)), tuple(outputs["output"].shape)
+        if len(found) != 2 or found[0] < wanted[0] or found[1] != wanted[1]:
+            raise wrong_outputs(found, f"{wanted[0]} residues and {wanted[1]} classes")
         logits = outputs["output"][: len(state.codes)].float()
         state.probabilities = (logits.softmax(-1) if self.options.activation == "softmax" else logits).cpu().numpy()
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ...jobs.task import DenseMap, Options, Result, Task, Unit, Window
-from ...lake.errors import ItemError
+from ...lake.errors import ItemError, ModelError
+from ...lake.models import Manifest
+from .checks import no_volume, wrong_outputs
 from .geometry import canonical, filled, largest_component, nearest, stored
 
 
@@ -19,7 +22,7 @@ class Pass(Options):
     """Its name in the package's files."""
     grid: tuple[int, int, int] | None = None
     """Voxels along each axis that the net sees, by nearest neighbour; none: the item's own."""
-    channel: int = 0
+    channel: int = Field(default=0, ge=0)
     """Channel of the output that is the probability."""
     threshold: float = 0.5
     """Of a box: what belongs to the object."""
@@ -44,11 +47,16 @@ class Intensity(Options):
 class SegmentOptions(Options):
     """How a volume becomes a mask."""
 
-    passes: list[Pass]
+    of_the_model = frozenset({"passes", "axes", "intensity"})
+    passes: list[Pass] = Field(min_length=1)
     """The last gives the mask, each before it a box for the next."""
-    axes: str = "zyx"
-    """Order of the axes that the net sees, in the contract's orientation: zyx or xyz."""
+    axes: Literal["zyx", "xyz"] = "zyx"
+    """Order of the axes that the net sees, in the contract's orientation."""
     intensity: Intensity = Intensity()
+    non_finite: Literal["fill", "refuse"] = "fill"
+    """What becomes of voxels that are NaN or infinite: `fill`, 0 for NaN and the ends of the finite values for infinities,
+    after rescaling and before all statistics; or the item fails as `non_finite_input`.
+    """
     threshold: float = 0.5
     """What belongs to the mask."""
     largest: bool = False
@@ -67,6 +75,10 @@ class _State:
     meta: Mapping[str, Any]
     box: Box | None
     """Where the next net looks; none: nothing was found, so the mask is empty."""
+    non_finite: int = 0
+    """Voxels that are NaN or infinite."""
+    ends: tuple[float, float] = (0.0, 0.0)
+    """The least and the greatest finite value, rescaled, where some voxel has none."""
     bounds: tuple[float, float] | None = None
     """The values of the quantiles."""
     probability: np.ndarray | None = None
@@ -77,7 +89,7 @@ class Segment(Task):
     """A binary mask, written with the item's geometry."""
 
     name = "segment"
-    version = 1
+    version = 2
     item_columns: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("volume_ml", pa.float64()),
@@ -86,14 +98,26 @@ class Segment(Task):
             pa.field("bbox", pa.list_(pa.int64())),
             pa.field("centroid_mm", pa.list_(pa.float64())),  # in RAS
             pa.field("mean_probability", pa.float64()),  # inside of the mask
+            pa.field("non_finite", pa.int64()),  # voxels of the item that were NaN or infinite
         ]
     )
     units: ClassVar[Mapping[str, str]] = {"volume_ml": "mL", "centroid_mm": "mm", "mean_probability": "1"}
     options_type = SegmentOptions
 
+    def __init__(self, manifest: Manifest, options: SegmentOptions) -> None:
+        super().__init__(manifest, options)
+        if len(manifest.classes) != 1:
+            raise ModelError(
+                f"task segment gives one binary mask, so it needs exactly one class; {manifest.ref} has "
+                f"{len(manifest.classes)}: {', '.join(manifest.classes) or 'name it in classes of model.yaml'}"
+            )
+
     @property
     def steps(self) -> tuple[str, ...]:
         return tuple(one.net for one in self.options.passes)
+
+    def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+        return no_volume(items[self.roles[0]])
 
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
         """4 bytes for each voxel that a net sees."""
@@ -103,7 +127,10 @@ class Segment(Task):
     def begin(self, unit: Unit) -> _State:
         meta = unit.meta["input"]
         volume = canonical(unit.data["input"], meta, self.manifest.inputs["input"].orientation, self.options.axes)
-        return _State(volume, meta, (slice(None), slice(None), slice(None)))
+        count, ends = _non_finite(unit.data["input"], *_rescale(meta))
+        if count and (self.options.non_finite == "refuse" or count == volume.size):
+            raise ItemError("non_finite_input", f"{count} of its {volume.size} voxels are NaN or infinite")
+        return _State(volume, meta, (slice(None), slice(None), slice(None)), count, ends)
 
     def windows(self, state: _State, step: int) -> Sequence[Window]:
         if state.box is None:
@@ -127,8 +154,10 @@ class Segment(Task):
         import torch
 
         how = self.options.intensity
-        slope, intercept = state.meta.get("rescale") or (1.0, 0.0)
-        x = x.to(torch.float32, copy=True).mul_(slope).add_(intercept).nan_to_num_()  # in place: volumes are large
+        slope, intercept = _rescale(state.meta)
+        x = x.to(torch.float32, copy=True).mul_(slope).add_(intercept)  # in place: volumes are large
+        if state.non_finite:
+            x = x.nan_to_num_(0.0, neginf=state.ends[0], posinf=state.ends[1])
         if how.quantiles is not None:
             if state.bounds is None:
                 state.bounds = _quantiles(x, how.quantiles)
@@ -144,8 +173,10 @@ class Segment(Task):
         return x.mul_(how.scale).add_(how.shift)
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
-        del window
-        one = self.options.passes[step]
+        one, shape = self.options.passes[step], tuple(outputs["output"].shape)
+        if len(shape) != 4 or one.channel >= shape[0] or shape[1:] != tuple(window.tag):
+            grid = " × ".join(map(str, window.tag))
+            raise wrong_outputs(shape, f"at least {one.channel + 1} channels on the net's grid of {grid}")
         probability = outputs["output"][one.channel].float().cpu().numpy()
         if step < len(self.options.passes) - 1:
             state.box = _box(largest_component(probability > one.threshold), state.volume.shape, state.box, one)
@@ -164,9 +195,28 @@ class Segment(Task):
                 mean = float(state.probability[inside].mean())
             whole[state.box] = inside
         mask = stored(whole, state.meta, self.manifest.inputs["input"].orientation, self.options.axes)
-        names = self.manifest.classes or ["object"]
-        columns = {**_measure(mask, state.meta), "mean_probability": mean}
-        return Result(columns, maps={"mask": DenseMap(mask, "input", names)})
+        columns = {**_measure(mask, state.meta), "mean_probability": mean, "non_finite": state.non_finite}
+        return Result(columns, maps={"mask": DenseMap(mask, "input", self.manifest.classes)})
+
+
+def _rescale(meta: Mapping[str, Any]) -> tuple[float, float]:
+    """Slope and intercept from stored values to the source's."""
+    slope, intercept = meta.get("rescale") or (1.0, 0.0)
+    return float(slope), float(intercept)
+
+
+def _non_finite(stored_values: np.ndarray, slope: float, intercept: float) -> tuple[int, tuple[float, float]]:
+    """How many voxels are no finite float32 once rescaled, and between which values the others lie."""
+    if stored_values.dtype.kind in "iu":
+        return 0, (0.0, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = stored_values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    finite = np.isfinite(values)
+    count = finite.size - int(np.count_nonzero(finite))
+    if count in (0, finite.size):
+        return count, (0.0, 0.0)
+    known = values[finite]
+    return count, (float(known.min()), float(known.max()))
 
 
 def _quantiles(x: Any, wanted: tuple[float, float]) -> tuple[float, float]:

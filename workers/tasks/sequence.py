@@ -12,7 +12,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...jobs.task import Options, Result, Task, Unit, Window
+from ...lake.errors import ModelError
 from ...lake.models import Manifest
+from .checks import no_sequence, wrong_outputs
 
 _CODES = np.full(256, 255, np.uint8)
 """Small letters stand for masked stretches, and are no bases here, as they are none for tiara."""
@@ -37,9 +39,10 @@ class Stage(Options):
 class SequenceOptions(Options):
     """How a sequence becomes pieces, and probabilities a label."""
 
+    of_the_model = frozenset({"piece", "stages", "merge"})
     piece: int
     """Letters in a piece."""
-    stages: list[Stage]
+    stages: list[Stage] = Field(min_length=1)
     threshold: float
     """A class is suggested where its probability is above."""
     merge: dict[str, list[str]] = Field(default_factory=dict)
@@ -81,11 +84,24 @@ class SequenceClasses(Task):
 
     def __init__(self, manifest: Manifest, options: SequenceOptions) -> None:
         super().__init__(manifest, options)
+        named = [name for name in options.stages[0].classes if name]
+        if named != manifest.classes:
+            raise ModelError(
+                f"{manifest.ref}: classes are {', '.join(manifest.classes)}, its first stage has {', '.join(named)}; "
+                "they must be the same, in the same order"
+            )
         self._tables: dict[int, Any] = {}
 
     @property
     def steps(self) -> tuple[str, ...]:
         return tuple(stage.net for stage in self.options.stages)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return tuple(stage.idf for stage in self.options.stages if stage.idf is not None)
+
+    def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+        return no_sequence(items[self.roles[0]])
 
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
         """4 bytes for each k-mer of the first stage in each piece."""
@@ -142,6 +158,9 @@ class SequenceClasses(Task):
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del window
+        classes = len(self.options.stages[step].classes)
+        if tuple(outputs["output"].shape) != (classes,):
+            raise wrong_outputs(outputs["output"].shape, f"{classes} classes")
         state.sums[step].append(outputs["output"].double().cpu().numpy())
 
     def finish(self, state: _State) -> Result:
