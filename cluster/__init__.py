@@ -5,6 +5,7 @@ outcome = run("job.yaml", lake="path/to/lake")
 table = open_lake("path/to/lake").predictions(outcome.output).to_pandas()
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,10 @@ def open_lake(root: str) -> OpenLake:
 
 
 def run(job: "str | Path | dict[str, Any]", lake: str, *, workers: int | None = None) -> "Outcome":
-    """Score what a job means and has not been scored: a job file, or the same as a dict. Raises DiastoleError."""
+    """Score what a job means and has not been scored: a job file, or the same as a dict. Raises DiastoleError.
+
+    While it runs, this process makes files that only their owner can read, as the command line does.
+    """
     from ..jobs.spec import load_job, parse_job
     from ..lake.layout import Lake
     from .driver import run_job
@@ -60,4 +64,8 @@ def run(job: "str | Path | dict[str, Any]", lake: str, *, workers: int | None = 
     spec = parse_job(job) if isinstance(job, dict) else load_job(Path(job))
     if workers is not None:
         spec = spec.with_workers(workers)
-    return run_job(Lake.open(lake), spec)
+    before = os.umask(0o077)
+    try:
+        return run_job(Lake.open(lake), spec)
+    finally:
+        os.umask(before)

@@ -1,7 +1,9 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that --help answers at once.
 
-Exit codes: 0 done; 1 something is wrong with the data or the run (items failed to be read, `check` found something);
-2 a user's mistake, said in one line; 3 the environment failed (storage, workers): run again.
+Exit codes: 0 done, also where units of a run failed: their rows say why; 1 something is wrong with the data (sources
+were quarantined, `check` or `doctor` found something); 2 a user's mistake, said in one line; 3 the environment failed
+(storage, workers), or what was about to be published is not what was planned: nothing is lost, run again; 130
+interrupted.
 """
 
 import os
@@ -34,6 +36,7 @@ LakeOption = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, nothing else.")]
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML); see examples/ and diastole schema.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many units.")]
+Rows = Annotated[int | None, typer.Option("--limit", min=1, help="Rows to show; without it 20, and all with --json.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this item id; may be given again.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed before.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
@@ -64,18 +67,32 @@ def answer() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         return _told(str(error), 2)
-    except (ItemError, CommitError) as error:
+    except ItemError as error:
         return _told(str(error), 1)
-    except EnvironmentFailure as error:
+    except (CommitError, EnvironmentFailure) as error:
         return _told(str(error), 3)
-    except OSError as error:
-        return _told(f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", 3)
+    except OSError as error:  # without its file's name, which may be a patient's
+        return _told(f"the system failed: {error.strerror or _first_line(error)}; run again", 3)
     except KeyboardInterrupt:
         return _told(_INTERRUPTED, INTERRUPTED)
+    except _table_errors() as error:
+        return _told(f"a table of the lake failed: {_first_line(error)}; run again", 3)
     return 0
 
 
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
+
+
+def _table_errors() -> type[BaseException]:
+    """What deltalake raises; it is imported only where something was raised that is nothing of the above."""
+    from deltalake.exceptions import DeltaError
+
+    return DeltaError
+
+
+def _first_line(error: BaseException) -> str:
+    """What a library says, without what it draws below."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _told(message: str, code: int) -> int:
@@ -130,9 +147,15 @@ def ingest(
     max_item_gb: Annotated[float, typer.Option(help="Largest item, decoded, in GB.")] = 4.0,
     deadline: Annotated[float, typer.Option(help="Seconds that one source may take.")] = 300.0,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what is quarantined.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all again, and write anew what is damaged or missing in the lake.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take files into a dataset; what is unchanged is not read again, what is broken is quarantined."""
+    """Take files into a dataset; what is unchanged is not read again, what is broken is quarantined.
+
+    Files that were deleted at the source are not noticed yet: their items stay.
+    """
     from ..workers.ingest import IngestOptions
     from ..workers.ingest import ingest as run_ingest
     from .show import IngestBar, ingest_report
@@ -150,6 +173,7 @@ def ingest(
         max_item_bytes=int(max_item_gb * 2**30),
         deadline_s=deadline,
         retry=retry,
+        verify=verify,
     )
     with IngestBar(quiet=as_json) as bar:
         report = run_ingest(_lake(lake), dataset, paths, options, bar.update)
@@ -162,7 +186,7 @@ def ingest(
 def items(
     lake: LakeOption,
     dataset: Annotated[str | None, typer.Argument(help="Name of the dataset; without it, all are counted.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
+    limit: Rows = None,
     as_json: Json = False,
 ) -> None:
     """Show datasets, or the items of one."""
@@ -310,7 +334,7 @@ def predictions(
     output: Annotated[str, typer.Argument(help="Name of the output.")],
     lake: LakeOption,
     rows: Annotated[bool, typer.Option("--rows", help="Detail rows instead of item rows.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
+    limit: Rows = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write all of them to this CSV file instead.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -344,7 +368,7 @@ def check(
 
     opened = _lake(lake)
     wrong = integrity.check(opened, deep=deep)
-    show_check(integrity.read(opened).num_rows, wrong, as_json=as_json)
+    show_check(integrity.count(opened), wrong, as_json=as_json)
     if wrong:
         raise typer.Exit(1)
 

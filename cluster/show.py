@@ -17,8 +17,10 @@ from ..jobs import runs
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..lake import delta, predictions, quarantine
+from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
+from ..workers.sources import absolute
 from .driver import Outcome, Progress
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
@@ -108,6 +110,8 @@ def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
         f"{dataset}: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, {report.gone} gone; "
         f"{report.opened} of {report.files} files read, {report.bytes / 2**20:.1f} MB in {report.seconds:.1f} s"
     )
+    if report.healed:
+        console.print(f"  healed: {report.healed} items whose stored data were damaged or missing")
     if report.quarantined:
         console.print(f"  quarantined: {_counts(report.quarantined)}; see: diastole quarantine")
     if report.still_quarantined:
@@ -128,10 +132,10 @@ def show_datasets(lake: Lake, *, as_json: bool) -> None:
         _table("datasets", ["dataset", "items", "modality", "MB"], [[*r[:3], f"{r[3] / 2**20:.1f}"] for r in rows])
 
 
-def show_items(lake: Lake, dataset: str, limit: int, *, as_json: bool) -> None:
+def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) -> None:
     """Items of a dataset."""
     table = read_items(lake, dataset)
-    rows = table.sort_by("item_id").slice(0, limit).to_pylist()
+    rows = table.sort_by("item_id").slice(0, _rows(limit, as_json=as_json)).to_pylist()
     if as_json:
         print_json(rows)
         return
@@ -144,6 +148,11 @@ def show_items(lake: Lake, dataset: str, limit: int, *, as_json: bool) -> None:
         ["item", "name", "modality", "shape", "dtype", "", "state"],
         cells,
     )
+
+
+def _rows(limit: int | None, *, as_json: bool) -> int | None:
+    """People get twenty rows, scripts all, unless they say how many."""
+    return limit if limit is not None or as_json else 20
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -217,7 +226,7 @@ def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
     if outcome.dropped:
         console.print(f"  {outcome.dropped} units were published by another run, or withdrawn, meanwhile")
     if outcome.failed:
-        console.print("  see: diastole quarantine")
+        console.print(f"  {outcome.failed} units failed, and their rows say why; see: diastole quarantine")
 
 
 def show_runs(lake: Lake, *, as_json: bool) -> None:
@@ -265,8 +274,10 @@ def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
         )
 
 
-def show_predictions(lake: Lake, output: str, level: str, limit: int, csv: Path | None, *, as_json: bool) -> None:
-    """The newest result of each item."""
+def show_predictions(
+    lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool
+) -> None:
+    """The newest result of each item. JSON and CSV have all columns of the table, whatever is in them."""
     import pyarrow.compute as pc
 
     current = predictions.read_current(lake, output).to_table(filter=pc.field("level") == level)
@@ -287,14 +298,13 @@ def show_predictions(lake: Lake, output: str, level: str, limit: int, csv: Path 
         *empty,
     }
     if csv is not None:
-        _write_csv(current.drop_columns(empty), csv)
+        _write_csv(current, csv)
         console.print(f"{current.num_rows} rows in {csv}")
         return
-    rows = current.sort_by([("item_id", "ascending")] + ([("ordinal", "ascending")] if level == "row" else [])).slice(
-        0, limit
-    )
+    order = [("item_id", "ascending")] + ([("ordinal", "ascending")] if level == "row" else [])
+    rows = current.sort_by(order).slice(0, _rows(limit, as_json=as_json))
     if as_json:
-        print_json(rows.drop_columns(empty).to_pylist())
+        print_json(rows.to_pylist())
         return
     shown = [name for name in current.column_names if name not in hidden]
     cells = [[_brief(row[name]) for name in shown] for row in rows.to_pylist()]
@@ -304,7 +314,11 @@ def show_predictions(lake: Lake, output: str, level: str, limit: int, csv: Path 
 def _write_csv(table: Any, path: Path) -> None:
     import csv
 
-    with path.open("w", newline="") as file:
+    try:
+        file = path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror}; name another file") from None
+    with file:
         writer = csv.writer(file)
         writer.writerow(table.column_names)
         for batch in table.to_batches():
@@ -349,7 +363,7 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
             for r in failed.to_pylist()
         ]
     if source is not None:
-        names = {lake.source_key(str(p.absolute())): str(p) for p in sorted(source.rglob("*")) if p.is_file()}
+        names = {lake.source_key(str(absolute(p))): str(p) for p in [source, *sorted(source.rglob("*"))]}
         for row in rows:
             row["file"] = names.get(row["id"])
     if as_json:

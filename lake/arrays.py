@@ -6,6 +6,7 @@ missing, empty, damaged or changed is an error, never fill values.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import integrity
-from .errors import ItemError, LakeError
+from .errors import EnvironmentFailure, ItemError, LakeError
 from .ids import content_digest
 from .layout import Lake
 
@@ -30,13 +31,18 @@ class StoredArray:
     path: str
     content_digest: str
     files: list[integrity.FileRecord]
+    healed: bool = False
+    """Whether it was there, damaged, and was written anew."""
 
 
-def write_volume(lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any]) -> StoredArray:
+def write_volume(
+    lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any], recorded: integrity.Recorded | None = None
+) -> StoredArray:
     """Write a volume as an OME-Zarr 0.5 group.
 
     `data` is (z, y, x) or (t, z, y, x), that is, the first voxel axis of the source last. `meta` has `spacing` in mm
-    and `affine` in the order x, y, z, and may have `rescale` (slope, intercept) and more.
+    and `affine` in the order x, y, z, and may have `rescale` (slope, intercept) and more. What is at its path already
+    is left as it is; with `recorded` it is read, and written anew where it is not the same.
     """
     axes = [{"name": n, "type": "space", "unit": "millimeter"} for n in "zyx"]
     scale = [float(s) for s in reversed(meta["spacing"])]
@@ -50,15 +56,17 @@ def write_volume(lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, A
     }
     chunks = tuple([1] * (data.ndim - 3) + [min(n, 64) for n in data.shape[-3:]])
     attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
-    return _write_group(lake, prefix, "0", data, [a["name"] for a in axes], chunks, meta, attributes)
+    return _write_group(lake, prefix, "0", data, [a["name"] for a in axes], chunks, meta, attributes, recorded)
 
 
-def write_recording(lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any]) -> StoredArray:
+def write_recording(
+    lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any], recorded: integrity.Recorded | None = None
+) -> StoredArray:
     """Write a recording (channel, time). `meta` has `rate` in Hz, `channels`, `units`, and `gain` and `offset` that
-    turn stored numbers into those units.
+    turn stored numbers into those units. `recorded` as for volumes.
     """
     chunks = (1, min(max(data.shape[1], 1), 2**16))
-    return _write_group(lake, prefix, "signal", data, ["channel", "time"], chunks, meta, {})
+    return _write_group(lake, prefix, "signal", data, ["channel", "time"], chunks, meta, {}, recorded)
 
 
 def _write_group(
@@ -70,6 +78,7 @@ def _write_group(
     chunks: tuple[int, ...],
     meta: Mapping[str, Any],
     attributes: Mapping[str, Any],
+    recorded: integrity.Recorded | None,
 ) -> StoredArray:
     from zarr.codecs import ZstdCodec
 
@@ -77,6 +86,11 @@ def _write_group(
     digest = content_digest(_header(data, meta), data)
     path = f"{prefix}/{digest}.zarr"
     with _writing(path):
+        healed = recorded is not None and _damaged(lake, path, digest, recorded)
+        if healed:
+            lake.store.delete(f"{path}/zarr.json")  # first, so that a kill in between leaves no whole array
+            for file, _ in lake.store.list(path):
+                lake.store.delete(file)
         if lake.store.size(f"{path}/zarr.json") is None:  # written last: where it is, the array is whole
             array = _array(
                 "create_array",
@@ -96,35 +110,57 @@ def _write_group(
             lake.store.sync(path)
             group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "diastole": dict(meta)}}
             lake.store.put(f"{path}/zarr.json", json.dumps(group, indent=1).encode())
-    return StoredArray(path, digest, integrity.hashed(lake, path))
+    return StoredArray(path, digest, integrity.hashed(lake, path), healed)
+
+
+def _damaged(lake: Lake, path: str, digest: str, recorded: integrity.Recorded) -> bool:
+    """Whether something is at an array's path that is not the array, or not the files that were recorded."""
+    files, expected = integrity.hashed(lake, path), recorded.below(path)
+    if expected and files != expected:
+        return True
+    try:
+        read_whole(lake, path, digest)
+    except ItemError:
+        return bool(files)
+    return False
 
 
 def read_meta(lake: Lake, path: str) -> dict[str, Any]:
     """What is known of an array beside its numbers. Raises ItemError where the array is not whole."""
     try:
         return dict(json.loads(lake.store.get(f"{path}/zarr.json"))["attributes"]["diastole"])
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise ItemError("array_missing", "its array is missing or damaged; ingest its source again") from error
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError) as error:
+        raise ItemError("array_missing", f"its array is missing or damaged; {integrity.how_to_heal(path)}") from error
 
 
 def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray, dict[str, Any]]:
     """The whole array and its meta, held to the digest of its content.
 
-    Raises ItemError where a chunk is missing, empty or damaged, or the content is not what was planned.
+    Raises ItemError where a chunk is missing, empty or damaged, or the content is not what was planned;
+    EnvironmentFailure where storage fails.
     """
     meta = read_meta(lake, path)
     name = "signal" if "rate" in meta else "0"
     try:
-        array = _array("open_array", _READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
-        data = np.ascontiguousarray(array[...])
-    except (FileNotFoundError, RuntimeError, ValueError, OSError) as error:
-        raise ItemError("array_unreadable", f"its array cannot be read ({type(error).__name__}); run check") from error
+        with lake.store.reading(path):
+            array = _array("open_array", _READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
+            data = np.ascontiguousarray(array[...])
+    except (RuntimeError, ValueError, OSError) as error:  # an OSError that is left is one of a codec, or: not found
+        if said := _OS_ERROR.search(str(error)):
+            raise EnvironmentFailure(f"storage failed at {path}: {said[1]}") from error
+        raise ItemError(
+            "array_unreadable", f"its array cannot be read ({type(error).__name__}); {integrity.how_to_heal(path)}"
+        ) from error
     if content_digest(_header(data, meta), data) != expected_digest:
         raise ItemError(
-            "digest_mismatch", "its array is not what was planned: damaged, or changed meanwhile; run check"
+            "digest_mismatch",
+            f"its array is not what was planned: damaged, or changed meanwhile; {integrity.how_to_heal(path)}",
         )
     return data, meta
 
+
+_OS_ERROR = re.compile(r"([^:]*) \(os error (?!2\))\d+\)")
+"""How Rust's libraries (zarrs) name an error of the system, but for 'not found'."""
 
 _PATHS: dict[str, threading.Lock] = {}
 _PATHS_LOCK = threading.Lock()

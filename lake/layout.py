@@ -38,12 +38,14 @@ class Lake:
     @classmethod
     def create(cls, root: str) -> "Lake":
         """Make an empty lake at `root`. Raises LakeError where one is already, or the store cannot put if absent."""
-        store = Store(root)
+        store = _store(root)
         lake_id = uuid.uuid4().hex
         if store.local is not None and store.local.exists() and any(store.local.iterdir()):
             if store.size("lake.json") is not None:
                 raise LakeError(f"{root} is a lake already")
             raise LakeError(f"{root} is not empty; choose a new folder")
+        if store.local is not None and not store.local.exists():
+            store.local.mkdir(parents=True, mode=0o700)  # libraries that write into it may not keep others out
         probe_conditional_put(store)
         key = keys.create(lake_id)
         header = {
@@ -61,7 +63,7 @@ class Lake:
     @classmethod
     def open(cls, root: str) -> "Lake":
         """Open the lake at `root`. Raises LakeError where there is none, or one of a newer format."""
-        store = Store(root)
+        store = _store(root)
         try:
             header = json.loads(store.get("lake.json"))
             needed, lake_id = int(header["min_reader"]), str(header["lake_id"])
@@ -124,6 +126,14 @@ class Lake:
     def run(self, run_id: str) -> str:
         """Path of a run's folder."""
         return f"runs/{check_name('run', run_id)}"
+
+
+def _store(root: str) -> Store:
+    """The store at `root`. Refuses roots that deltalake reads as another place than the rest of the lake does."""
+    store = Store(root)
+    if bad := sorted(set(store.root) & set("%[]")):
+        raise LakeError(f"{root} has {' and '.join(bad)} in it, which Delta tables cannot have; choose another folder")
+    return store
 
 
 def probe_conditional_put(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""What could not be ingested, by source, with the reason and what to do."""
+"""What could not be ingested, by dataset and source, with the reason and what to do."""
 
 from datetime import UTC, datetime
 
@@ -28,13 +28,12 @@ def record(lake: Lake, dataset: str, failures: dict[str, tuple[str, str]]) -> No
 
 def mend(lake: Lake, dataset: str, source_keys: list[str]) -> None:
     """Close the records of sources that were read after all."""
-    known = read(lake)
-    open_keys = {row["source_key"] for row in known.to_pylist() if row["state"] == "open"} & set(source_keys)
-    _write(lake, [(key, dataset, None, None, "mended") for key in sorted(open_keys)])
+    known = {row["source_key"] for row in read(lake).to_pylist() if (row["state"], row["dataset"]) == ("open", dataset)}
+    _write(lake, [(key, dataset, None, None, "mended") for key in sorted(known & set(source_keys))])
 
 
 def read(lake: Lake) -> pa.Table:
-    """All records, one per source."""
+    """All records, one per dataset and source."""
     return delta.read(lake, PATH, schema=SCHEMA)
 
 
@@ -44,4 +43,16 @@ def _write(lake: Lake, rows: list[tuple[str, str, str | None, str | None, str]])
         {"source_key": k, "dataset": d, "stage": "ingest", "error_code": c, "error": e, "state": s, "at": now}
         for k, d, c, e, s in rows
     ]
-    delta.upsert(lake, PATH, pa.Table.from_pylist(records, SCHEMA), "source_key")
+    if records:
+        delta.retried(f"update {PATH}", lambda: _merge(lake, pa.Table.from_pylist(records, SCHEMA)))
+
+
+def _merge(lake: Lake, rows: pa.Table) -> None:
+    """As delta.upsert, by two columns: one file may be in two datasets."""
+    from deltalake import CommitProperties
+
+    table = delta.ensure_table(lake, PATH, SCHEMA)
+    properties = CommitProperties(app_transactions=[delta.fence(table)], max_commit_retries=0)
+    same = "t.source_key = s.source_key and t.dataset = s.dataset"
+    merge = table.merge(rows, same, source_alias="s", target_alias="t", commit_properties=properties)
+    merge.when_matched_update_all().when_not_matched_insert_all().execute()

@@ -1,6 +1,5 @@
 """Sequences of a lake: Parquet packs with page checksums, written once, at a path that holds their digest."""
 
-import contextlib
 import io
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ import pyarrow.parquet as pq
 
 from .errors import ItemError
 from .ids import content_digest, digest, sha256_bytes
-from .integrity import FileRecord
+from .integrity import FileRecord, how_to_heal
 from .layout import Lake
 
 PACK_BYTES = 64 * 2**20
@@ -27,9 +26,11 @@ def sequence_digest(alphabet: str, sequence: bytes) -> str:
     return content_digest({"alphabet": alphabet}, sequence)
 
 
-def write_pack(lake: Lake, prefix: str, digests: Sequence[str], sequences: Sequence[bytes]) -> tuple[str, FileRecord]:
-    """Write sequences into one pack; the row of each is its place in the list."""
-    path = f"{prefix}/{digest(list(digests))}.parquet"
+def write_pack(
+    lake: Lake, prefix: str, digests: Sequence[str], sequences: Sequence[bytes], *, anew: bool = False
+) -> tuple[str, FileRecord]:
+    """Write sequences into one pack; the row of each is its place in the list. `anew` replaces a damaged one."""
+    path = pack_path(prefix, digests)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, SCHEMA, compression="zstd", write_page_checksum=True, use_dictionary=False) as writer:
         start = 0
@@ -41,23 +42,35 @@ def write_pack(lake: Lake, prefix: str, digests: Sequence[str], sequences: Seque
             writer.write_table(pa.table([list(digests[start:stop]), list(sequences[start:stop])], schema=SCHEMA))
             start = stop
     data = buffer.getvalue()
-    lake.store.put_if_absent(path, data)
+    if anew:
+        lake.store.put(path, data)
+    else:
+        lake.store.put_if_absent(path, data)
     return path, FileRecord(path, len(data), sha256_bytes(data))
+
+
+def pack_path(prefix: str, digests: Sequence[str]) -> str:
+    """Where a pack of these sequences lies."""
+    return f"{prefix}/{digest(list(digests))}.parquet"
 
 
 def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
     """row → letters, reading only the row groups that hold them.
 
-    A row whose page is damaged is left out, the others are there. Raises ItemError where the pack cannot be opened.
+    A row whose page is damaged is left out, the others are there. Raises ItemError where the pack cannot be opened,
+    EnvironmentFailure where storage fails.
     """
     found: dict[int, bytes] = {}
     try:
-        source = (
-            pa.memory_map(str(lake.store.path(path))) if lake.store.local else pa.BufferReader(lake.store.get(path))
-        )
-        pack = pq.ParquetFile(source, page_checksum_verification=True)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ItemError("pack_unreadable", "its pack of sequences is missing or damaged; run check") from error
+        with lake.store.reading(path):  # a file, not mapped memory: there, a failing disk would kill the process
+            source = (
+                pa.OSFile(str(lake.store.path(path))) if lake.store.local else pa.BufferReader(lake.store.get(path))
+            )
+            pack = pq.ParquetFile(source, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ItemError(
+            "pack_unreadable", f"its pack of sequences is missing or damaged; {how_to_heal(path)}"
+        ) from error
     first = 0
     wanted = sorted(rows)
     with pack:
@@ -65,9 +78,12 @@ def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
             count = pack.metadata.row_group(group).num_rows
             here = [row for row in wanted if first <= row < first + count]
             if here:
-                with contextlib.suppress(OSError, pa.ArrowInvalid):
-                    column = pack.read_row_group(group, columns=["sequence"])[0]
+                try:
+                    with lake.store.reading(path):
+                        column = pack.read_row_group(group, columns=["sequence"])[0]
                     found.update({row: column[row - first].as_py() for row in here})
+                except (OSError, pa.ArrowInvalid):
+                    pass  # what is left is Arrow's own: a checksum or an encoding that does not hold
             first += count
     return found
 
@@ -77,4 +93,7 @@ def verified(expected_digest: str, letters: bytes) -> str:
     for alphabet in ALPHABETS:
         if sequence_digest(alphabet, letters) == expected_digest:
             return alphabet
-    raise ItemError("digest_mismatch", "its sequence is not what was planned; run check")
+    raise ItemError(
+        "digest_mismatch",
+        "its sequence is not what was planned; heal it with: diastole ingest DATASET SOURCES --verify",
+    )

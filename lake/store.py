@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -52,26 +53,42 @@ class Store:
         return f"{self.root}/{relative}"
 
     def get(self, relative: str) -> bytes:
-        """All bytes. Raises FileNotFoundError."""
-        if self.local is not None:
-            return self.path(relative).read_bytes()
-        import obstore
+        """All bytes. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
+        with self.reading(relative):
+            if self.local is not None:
+                return self.path(relative).read_bytes()
+            import obstore
 
-        with _translated(relative):
             return bytes(obstore.get(self._obstore, _check(relative)).bytes())
 
     def size(self, relative: str) -> int | None:
         """Size in bytes, or None where there is nothing."""
         try:
-            if self.local is not None:
-                path = self.path(relative)
-                return path.stat().st_size if path.is_file() else None
-            import obstore
+            with self.reading(relative):
+                if self.local is not None:
+                    path = self.path(relative)
+                    return path.stat().st_size if path.is_file() else None
+                import obstore
 
-            with _translated(relative):
                 return int(obstore.head(self._obstore, _check(relative))["size"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+
+    @contextmanager
+    def reading(self, relative: str) -> Iterator[None]:
+        """What storage fails with is the environment's: EnvironmentFailure. What is not there stays FileNotFoundError.
+
+        An OSError without a number is no failure of storage, but of a library that found other bytes than it expected.
+        """
+        try:
+            with _translated(relative):
+                yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise EnvironmentFailure(f"storage failed at {relative}: {error.strerror}") from error
 
     def put(self, relative: str, data: bytes) -> None:
         """Write whole, replacing what was there."""

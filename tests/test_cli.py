@@ -1,6 +1,9 @@
 """What a user types, also wrongly: one line, no traceback, the exit code, and what to do."""
 
+import csv
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -12,11 +15,13 @@ import made
 import pyarrow as pa
 import pytest
 import yaml
+from deltalake.exceptions import DeltaError
 
-from diastole.cluster import cli
+from diastole.cluster import cli, run
 from diastole.jobs import runs
 from diastole.jobs.spec import job_schema
-from diastole.lake import items
+from diastole.lake import items, models, predictions
+from diastole.lake.errors import CommitError, EnvironmentFailure, ItemError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,6 +212,95 @@ def test_every_command_answers_in_json(say, cohort, tmp_path):
 def test_a_command_ends_with_its_own_exit_code_every_time(cohort):
     """Threads of Arrow that outlived their command aborted every third check."""
     assert [made.cli(cohort, "check").returncode for _ in range(8)] == [0] * 8
+
+
+def test_what_goes_wrong_has_the_exit_code_that_the_readme_says(say, cohort, tmp_path, monkeypatch):
+    def failing(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    absent = tmp_path / "SMITH" / "a.nii"
+    for error, code, told in (
+        (CommitError("nothing is published"), 3, "nothing is published"),
+        (EnvironmentFailure("the disk is gone"), 3, "the disk is gone"),
+        (FileNotFoundError(2, "No such file or directory", str(absent)), 3, "No such file"),
+        (OSError("Object at /lake/x not found\n  drawn below"), 3, "Object at /lake/x not found; run again"),
+        (DeltaError("a log that cannot be read\n  drawn below"), 3, "a log that cannot be read; run again"),
+        (ItemError("digest_mismatch", "its array is not what was planned"), 1, "its array"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ):
+        monkeypatch.setattr("diastole.cluster.driver.run_job", failing(error))
+        said = say("run", job(tmp_path))
+        mistake(said, told, code=code)
+        assert "SMITH" not in said[2]
+    codes = [
+        int(line.split("|")[1]) for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| \d", line)
+    ]
+    assert codes == [0, 1, 2, 3, cli.INTERRUPTED]
+
+
+def test_a_run_of_which_units_failed_says_so(say, lake, tmp_path, monkeypatch):
+    made.add_proteins(lake, tmp_path / "src", [*made.proteins(2), "W" * 9])
+    manifest = made.residues(lake)
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", f"{manifest.ref}:{manifest.model_digest}")
+    code, out, _ = say("run", job(tmp_path))
+    assert (code, "2 scored, 1 failed" in out, "1 units failed" in out) == (0, True, True)
+
+
+def test_json_and_csv_have_all_rows_and_all_columns(say, lake, tmp_path, monkeypatch):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(25))
+    manifest = made.residues(lake)
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", f"{manifest.ref}:{manifest.model_digest}")
+    say("run", job(tmp_path))
+    columns = set(predictions.read_current(lake, "o").schema.names)
+    for command in (("items", "d"), ("predictions", "o")):
+        rows = json.loads(say(*command, "--json")[1])
+        assert len(rows) == 25
+        assert len(json.loads(say(*command, "--json", "--limit", "3")[1])) == 3
+    assert set(rows[0]) == columns  # also those that are empty today, as error_code is
+    path = tmp_path / "o.csv"
+    assert say("predictions", "o", "--csv", path)[0] == 0
+    with path.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert (len(found), set(found[0])) == (25, columns)
+    mistake(say("predictions", "o", "--csv", tmp_path / "none" / "o.csv"), "cannot be written", "name another file")
+
+
+def test_quarantine_finds_its_files_by_any_way_of_writing_the_folder(say, lake, tmp_path, monkeypatch):
+    (tmp_path / "in" / "x").mkdir(parents=True)
+    (tmp_path / "in" / "bad.fa").write_text(">a\nMK1\n")
+    monkeypatch.chdir(tmp_path / "in" / "x")
+    assert say("ingest", "d", "..")[0] == 1
+    for way in ("..", "../../in/x/..", tmp_path / "in", "../bad.fa"):
+        [row] = json.loads(say("quarantine", "--json", "--source", way)[1])
+        assert row["file"].endswith("bad.fa"), way
+
+
+def test_ingest_verify_heals_what_check_finds(say, cohort, tmp_path):
+    [pack] = cohort.store.local.glob("datasets/d/sequences/*.parquet")
+    pack.unlink()
+    assert say("check")[0] == 1
+    again = ("ingest", "d", tmp_path / "src", "--public", "--alphabet", "protein")
+    assert say(*again)[0] == 0
+    assert say("check")[0] == 1
+    code, out, _ = say(*again, "--verify")
+    assert (code, "healed: 6 items" in out) == (0, True)
+    assert say("check", "--deep")[0] == 0
+
+
+def test_runs_from_python_make_files_for_their_owner_only(cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", f"m@1:{models.load(cohort, 'm').model_digest}")
+    before = os.umask(0o022)
+    try:
+        run(str(job(tmp_path)), cohort.store.root)
+        assert os.umask(0o022) == 0o022  # as it was
+    finally:
+        os.umask(before)
+    written = [path for part in ("runs", "predictions") for path in cohort.store.local.glob(f"{part}/**/*")]
+    assert written
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
 def test_check_finds_a_flipped_byte_and_exits_with_1(say, cohort, tmp_path):

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diastole.lake import integrity
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import sha256_file
 from diastole.lake.layout import Lake, check_name
@@ -45,6 +46,8 @@ class IngestReport:
     bytes: int = 0
     """Size of the sources that were opened."""
     seconds: float = 0.0
+    healed: int = 0
+    """Items whose stored data were damaged or missing and were written anew; `verify` looks."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,23 @@ def ingest(
 ) -> IngestReport:
     """Bring files and folders into a dataset, so that it holds what they hold now.
 
+    Items whose file was deleted at the source stay as they are: that a file is not there is not noticed yet. A file that
+    was moved keeps its item where its key is the same (a manifest's, BIDS entities, the path below the named folder).
+
     Raises SpecError or LakeError for what the user can mend, EnvironmentFailure where storage fails; a file that
     cannot be read goes to quarantine, and the others go on. Killed anywhere, the next ingest mends it.
     """
     options = options or IngestOptions()
     check_name("dataset", dataset)
     started = time.monotonic()
-    sources = find(paths, options)
-    run = _Ingest(lake, dataset, options)
+    sources, folders = find(paths, options)
+    keys = [lake.source_key(str(source.path)) for source in sources]
+    run = _Ingest(lake, dataset, options, frozenset(keys))
     try:
+        for folder in folders:
+            run.opened_folder(folder)
         for done, source in enumerate(sources, 1):
-            run.take(source)
+            run.take(source, keys[done - 1])
             if progress is not None:
                 progress(done - len(run.reading), len(sources))
         run.finish()
@@ -87,16 +96,17 @@ def ingest(
         progress(len(sources), len(sources))
     c = run.ledger.counts
     counts = (len(sources), run.opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
-    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started)
+    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started, c.healed)
 
 
 class _Ingest:
     """Threads that each read one source in a decoder of their own, and one ledger that takes them in their order."""
 
-    def __init__(self, lake: Lake, dataset: str, options: IngestOptions) -> None:
+    def __init__(self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str]) -> None:
         self._lake, self._dataset, self._options = lake, dataset, options
         self._said = ReadOptions(Limits(options.max_item_bytes), options.alphabet)
-        self.ledger = Ledger(lake, dataset)
+        self._recorded = integrity.Recorded(lake) if options.verify else None
+        self.ledger = Ledger(lake, dataset, found, self._recorded)
         self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
@@ -105,9 +115,16 @@ class _Ingest:
         self.reading: deque[Future[_Read]] = deque()
         self.opened = self.bytes = self.still_quarantined = 0
 
-    def take(self, source: Source) -> None:
+    def opened_folder(self, folder: Path) -> None:
+        """A folder that could not be listed once, and now can, leaves the quarantine."""
+        key = self._lake.source_key(str(folder))
+        known = self.ledger.known(key)
+        if known is not None and known["state"] == "quarantined":
+            row = _source_row(key, Source(folder, ""), self._options)
+            self.ledger.finish(OpenSource(row))
+
+    def take(self, source: Source, key: str) -> None:
         """Pass over a source that did not change; else read it, when there is room."""
-        key = self._lake.source_key(str(source.path))
         row = _source_row(key, source, self._options)
         known = self.ledger.known(key)
         if known is not None and not self._changed(known, row, source):
@@ -119,14 +136,14 @@ class _Ingest:
         while len(self.reading) >= self._options.workers:
             self._enter(self.reading.popleft().result())
         self.opened += 1
-        self.bytes += row["bytes"]
+        self.bytes += max(row["bytes"], 0)
         self.reading.append(self._pool.submit(self._read, source, row, known))
 
     def finish(self) -> None:
         """Take in what is still being read, and write the rest."""
         while self.reading:
             self._enter(self.reading.popleft().result())
-        self.ledger.settle()
+        self.ledger.settle(last=True)
 
     def close(self) -> None:
         """End all threads and decoders."""
@@ -139,6 +156,8 @@ class _Ingest:
             decoder.close()
 
     def _changed(self, known: rows.Row, row: rows.Row, source: Source) -> bool:
+        if self._options.verify:
+            return True
         if known["state"] == "quarantined":
             row = {**row, "options_digest": source.options_digest(self._options, with_limits=True)}
             if self._options.retry:
@@ -152,7 +171,7 @@ class _Ingest:
             if source.refused:
                 raise ItemError("unreadable", source.refused)
             row["source_digest"] = _sha256(source.path)
-            if known is not None and self._same(known, row):
+            if known is not None and not self._options.verify and self._same(known, row):
                 opened.keep = True
                 return _Read(source, opened)
             claims, decoded = self._decode(source)
@@ -177,7 +196,7 @@ class _Ingest:
         if any(entry.get("kind") == "sequences" for entry in decoded.entries):
             return [], decoded
         try:
-            return rows.store_arrays(self._lake, self._dataset, source, self._options, decoded), None
+            return rows.store_arrays(self._lake, self._dataset, source, self._options, decoded, self._recorded), None
         finally:
             decoded.discard()
 
@@ -200,7 +219,7 @@ class _Ingest:
 
 
 def _source_row(key: str, source: Source, options: IngestOptions) -> rows.Row:
-    size, modified = _stat(source.path)
+    size, modified = (-1, 0) if source.refused else _stat(source.path)  # read as soon as it is not refused any more
     return {
         "source_key": key,
         "bytes": size,

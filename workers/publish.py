@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from diastole.lake import crash, delta, integrity, items, quarantine, sequences
 from diastole.lake.layout import Lake
 
+from .packs import DamagedPacks
 from .rows import Claim, Row
 
 CLAIMS, SOURCES, BYTES = 20_000, 200, 256 * 2**20
@@ -31,6 +32,7 @@ class Counts:
     changed: int = 0
     unchanged: int = 0
     gone: int = 0
+    healed: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
 
 
@@ -52,8 +54,18 @@ class OpenSource:
 class Ledger:
     """Claims and finished sources of one dataset; `settle` writes them. Used by one thread."""
 
-    def __init__(self, lake: Lake, dataset: str) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        dataset: str,
+        found: frozenset[str] = frozenset(),
+        recorded: integrity.Recorded | None = None,
+    ) -> None:
         self.counts = Counts()
+        self.found = found
+        """Keys of all sources that this ingest has found."""
+        self.packs = None if recorded is None else DamagedPacks(lake, recorded)
+        """Set where what is stored is verified."""
         self._lake, self._dataset = lake, dataset
         self._sources = (
             items.read_sources(lake, dataset).select(items.SOURCES.names).cast(items.SOURCES).combine_chunks()
@@ -88,11 +100,16 @@ class Ledger:
         if self._done >= SOURCES:
             self.settle()
 
-    def settle(self) -> None:
-        """Write what was collected."""
+    def row(self, source_key: str) -> Row | None:
+        """A source's whole row."""
+        known = self.known(source_key)
+        return None if known is None else {**known, "items": self.items_of(source_key)}
+
+    def settle(self, *, last: bool = False) -> None:
+        """Write what was collected; with the `last`, also what waits for the rest of its pack."""
         events, self._events = self._events, []
         self._bytes = self._done = 0
-        if not events:
+        if not events and not (last and self.packs):
             return
         batch = _Batch(self, self._lake, self._dataset, [c for _, c in events if c is not None])
         for source, claim in events:
@@ -100,7 +117,7 @@ class Ledger:
                 batch.finish(source)
             else:
                 batch.judge(source, claim)
-        done = batch.write()
+        done = batch.write(last=last)
         self._sources = pa.concat_tables([self._sources, done]).combine_chunks()
         first = self._sources.num_rows - done.num_rows
         self._at.update({key: first + row for row, key in enumerate(done["source_key"].to_pylist())})
@@ -139,6 +156,7 @@ class _Batch:
         self._claimed: dict[str, str] = {}  # item_id → content_digest, of all that were taken
         self._new: dict[str, Claim] = {}  # item_id → claim to be written
         self._gone: dict[str, Row] = {}
+        self._healed: dict[str, integrity.FileRecord] = {}
         self._failures: dict[str, tuple[str, str]] = {}
         self._mended: list[str] = []
         self._done: dict[str, Row] = {}
@@ -146,13 +164,20 @@ class _Batch:
     def judge(self, source: OpenSource, claim: Claim) -> None:
         """Decide whether a claim is a new item, a change, nothing new, or a conflict with another."""
         item_id, digest = claim.row["item_id"], claim.row["content_digest"]
+        if claim.healed:
+            self._counts.healed += 1
+            self._healed |= {file.path: file for file in claim.files}
         rival = source.seen.get(item_id) or self._claimed.get(item_id)
         there = self._there.get(item_id)
-        others = self._owners.get(item_id, set()) - {source.row["source_key"]}
-        taken = there is not None and there["state"] == "live" and there["content_digest"] != digest and bool(others)
-        if taken or rival not in (None, digest):
+        owners = self._owners.get(item_id, set())
+        others = owners - {source.row["source_key"]}
+        changed = there is not None and there["state"] == "live" and there["content_digest"] != digest
+        lost = others - self._ledger.found if changed and source.row["source_key"] in owners else set()
+        if (changed and others - lost) or rival not in (None, digest):
             source.conflicts += 1
             return
+        for key in lost:
+            self._take_over(item_id, key)
         source.seen[item_id] = self._claimed[item_id] = digest
         if self._gone.pop(item_id, None) is not None:
             self._counts.gone -= 1
@@ -166,16 +191,28 @@ class _Batch:
                 claim, there, others_only=bool(others) and source.row["source_key"] not in self._owners[item_id]
             )
 
+    def _take_over(self, item_id: str, key: str) -> None:
+        """A source that this ingest did not find, as its folder was moved, has no say in what its item becomes.
+
+        Its row forgets the item, and that it was read: should it come back, it is read again.
+        """
+        row = self._done.get(key) or self._ledger.row(key)
+        if row is not None:
+            kept = [other for other in row["items"] if other != item_id]
+            self._done[key] = {**row, "items": kept, "bytes": -1, "source_digest": None}
+
     def _compare(self, claim: Claim, there: Row, *, others_only: bool) -> None:
         """Keep what is there where nothing changed, and its array where only what is said of it changed."""
         row = claim.row
         same_content = there["state"] == "live" and there["content_digest"] == row["content_digest"]
+        if same_content and claim.letters is not None and self._ledger.packs is not None:
+            self._ledger.packs.look(claim, there)
         if same_content and (others_only or _what(self._plain[id(claim)]) == _what(there)):
             self._counts.unchanged += 1
             return
         self._counts.changed += 1
         if same_content:
-            claim = Claim({**row, "array": there["array"], "row": there["row"]})
+            claim = Claim({**row, "array": there["array"], "row": there["row"]}, healed=claim.healed)
         self._new[row["item_id"]] = claim
 
     def finish(self, source: OpenSource) -> None:
@@ -202,12 +239,19 @@ class _Batch:
         )
         self._done[key] = source.row
 
-    def write(self) -> pa.Table:
+    def write(self, *, last: bool = False) -> pa.Table:
         """Write everything, in order, and give the rows of the sources that are done."""
         files = {file.path: file for claim in self._new.values() for file in claim.files}
+        renewed = dict(self._healed)
+        if self._ledger.packs is not None:
+            renewed |= {file.path: file for file in self._ledger.packs.put()}
+            if last:
+                self._move(self._ledger.packs.rest())
+            self._counts.healed += self._ledger.packs.healed
+            self._ledger.packs.healed = 0
         files |= {file.path: file for file in self._pack()}
         crash.point("ingest-stored")
-        integrity.record(self._lake, self._unrecorded(files), "ingest")
+        self._record(files, renewed)
         crash.point("ingest-integrity")
         now = datetime.now(UTC)
         rows = [{**row, "ingested_at": now} for row in [*(c.row for c in self._new.values()), *self._gone.values()]]
@@ -222,6 +266,19 @@ class _Batch:
         done = pa.Table.from_pylist(list(self._done.values()), items.SOURCES)
         items.write_sources(self._lake, self._dataset, done)
         return done
+
+    def _record(self, files: dict[str, integrity.FileRecord], renewed: dict[str, integrity.FileRecord]) -> None:
+        """Add new files to `integrity`, and put those that were written anew in place of what was recorded."""
+        recorded = self._recorded({**files, **renewed})
+        new = [file for path, file in {**files, **renewed}.items() if path not in recorded]
+        integrity.record(self._lake, new, "ingest")
+        other = [file for path, file in renewed.items() if path in recorded and recorded[path] != file.sha256]
+        integrity.renew(self._lake, other, "ingest")
+
+    def _move(self, rest: dict[str, bytes]) -> None:
+        """Sequences of packs that could not be made whole, as sources of others of them are not here, get a new one."""
+        for item_id, row in self._rows(set(rest)).items():
+            self._new.setdefault(item_id, Claim(row, letters=rest[item_id]))
 
     def _pack(self) -> list[integrity.FileRecord]:
         """Write the letters of new and changed sequences; their rows then say where."""
@@ -254,10 +311,9 @@ class _Batch:
         rows = self._matching(self._lake.dataset(self._dataset, "items"), "item_id", item_ids)
         return {row["item_id"]: row for row in rows}
 
-    def _unrecorded(self, files: dict[str, integrity.FileRecord]) -> list[integrity.FileRecord]:
-        """Leave out what an ingest that was killed has recorded, or another item with the same content."""
-        recorded = {row["path"] for row in self._matching(integrity.PATH, "path", set(files))}
-        return [file for path, file in files.items() if path not in recorded]
+    def _recorded(self, files: dict[str, integrity.FileRecord]) -> dict[str, str]:
+        """path → sha256 of what an ingest that was killed has recorded, or another item with the same content."""
+        return {row["path"]: row["sha256"] for row in self._matching(integrity.PATH, "path", set(files))}
 
     def _matching(self, path: str, column: str, values: set[str]) -> list[dict[str, Any]]:
         table = delta.open_table(self._lake, path) if values else None

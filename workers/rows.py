@@ -11,7 +11,7 @@ import numpy as np
 from diastole.lake import arrays, sequences
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import canonical_json, keyed
-from diastole.lake.integrity import FileRecord
+from diastole.lake.integrity import FileRecord, Recorded
 from diastole.lake.items import ITEMS
 from diastole.lake.layout import Lake
 
@@ -28,16 +28,28 @@ class Claim:
     row: Row
     files: list[FileRecord] = field(default_factory=list)
     letters: bytes | None = None
+    healed: bool = False
+    """Whether its files were there, damaged, and were written anew."""
 
 
-def store_arrays(lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded) -> list[Claim]:
-    """Write the volumes and recordings of a source. Raises ItemError where the reader broke its contract."""
+def store_arrays(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    decoded: Decoded,
+    recorded: Recorded | None = None,
+) -> list[Claim]:
+    """Write the volumes and recordings of a source; `recorded` as in lake.arrays.
+
+    Raises ItemError where the reader broke its contract.
+    """
     claims = []
     for entry in decoded.entries:
         if entry.get("kind") not in ("volume", "recording"):
             continue
         try:
-            claims.append(_array_claim(lake, dataset, source, options, decoded, entry))
+            claims.append(_array_claim(lake, dataset, source, options, decoded, entry, recorded))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ItemError(
                 "unsupported", f"the {decoded.format} reader gave something that cannot be stored"
@@ -60,7 +72,13 @@ def sequence_claims(
 
 
 def _array_claim(
-    lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded, entry: Mapping[str, Any]
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    decoded: Decoded,
+    entry: Mapping[str, Any],
+    recorded: Recorded | None,
 ) -> Claim:
     data = arrays.check_dtype(np.load(decoded.file(entry["file"]), mmap_mode="r", allow_pickle=False))
     meta = dict(entry["meta"])
@@ -68,7 +86,7 @@ def _array_claim(
     if data.ndim not in ((3, 4) if volume else (2,)):
         raise ValueError("axes")
     write = arrays.write_volume if volume else arrays.write_recording
-    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta)
+    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
     row = _row(lake, dataset, source, options, str(entry["suffix"]))
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
@@ -77,7 +95,7 @@ def _array_claim(
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
     else:
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
-    return Claim(row, stored.files)
+    return Claim(row, stored.files, healed=stored.healed)
 
 
 def _records(

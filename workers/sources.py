@@ -57,6 +57,8 @@ class IngestOptions:
     """Seconds that decoding one source may take."""
     retry: bool = False
     """Whether sources in quarantine are tried again though nothing changed."""
+    verify: bool = False
+    """Whether all sources are read again, and what is stored of them is held to them and written anew where damaged."""
 
     def __post_init__(self) -> None:
         if self.format is not None:
@@ -124,29 +126,45 @@ class Source:
         return said.removeprefix(f"{entity}-") if said else None
 
 
-def find(paths: Sequence[Path | str], options: IngestOptions) -> list[Source]:
-    """All files at and below `paths`, sorted within each, each once, with their rows of the manifest.
+def absolute(path: Path | str) -> Path:
+    """The path that a source's key is made of: absolute, without '..', links as they are."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - absolute() keeps '..'
 
-    Raises SpecError where a path or all files are missing, or the manifest cannot be meant. Messages hold no paths.
+
+def find(paths: Sequence[Path | str], options: IngestOptions) -> tuple[list[Source], list[Path]]:
+    """All files at and below `paths`, sorted within each, each once, with their rows of the manifest; and the folders.
+
+    What may not be opened or listed is a source that says why. Raises SpecError where a path or all files are missing,
+    or the manifest cannot be meant. Messages hold no paths.
     """
-    roots = [Path(os.path.abspath(Path(p).expanduser())) for p in paths]  # noqa: PTH100 - absolute() keeps '..'
-    manifest = None if options.manifest is None else Path(os.path.abspath(options.manifest))  # noqa: PTH100
+    roots = [absolute(path) for path in paths]
+    manifest = None if options.manifest is None else absolute(options.manifest)
     found: dict[Path, Source] = {}
+    folders: list[Path] = []
     for number, root in enumerate(roots, 1):
-        if not root.exists():
-            raise SpecError(f"path {number} of {len(roots)} does not exist; check how it is written")
-        for source in [Source(root, _plain(root.name))] if root.is_file() else _walk(root):
+        which = f"path {number} of {len(roots)}"
+        try:
+            there, plain = root.exists(), root.is_file()
+        except OSError as error:
+            raise SpecError(f"{which} cannot be looked at ({error.strerror}); check the permissions there") from None
+        if not there:
+            raise SpecError(f"{which} does not exist; check how it is written")
+        for source in [Source(root, _plain(root.name))] if plain else _walk(root, folders):
             if source.path != manifest:
                 found.setdefault(source.path, source)
     if not found:
         raise SpecError("there is no file to ingest at these paths; hidden files are left out")
     said = {} if manifest is None else _manifest(manifest, roots, set(found))
-    return [Source(s.path, s.relative, s.refused, said.get(s.path, {})) for s in found.values()]
+    sources = [Source(s.path, s.relative, s.refused, said.get(s.path, {})) for s in found.values()]
+    return sources, [folder for folder in folders if folder not in found]
 
 
-def _walk(root: Path) -> Iterator[Source]:
+def _walk(root: Path, listed: list[Path]) -> Iterator[Source]:
+    """The files below a folder, and the folders that cannot be listed; those that can are added to `listed`."""
     real_root = root.resolve()
-    for folder, folders, files in os.walk(root):  # does not follow links to folders
+    closed: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=closed.append):  # does not follow links to folders
+        listed.append(Path(folder))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             path = Path(folder) / name
@@ -155,15 +173,24 @@ def _walk(root: Path) -> Iterator[Source]:
         for name in folders:
             if (Path(folder) / name).is_symlink() and (why := _refusal(Path(folder) / name, real_root)):
                 yield Source(Path(folder) / name, _plain((Path(folder) / name).relative_to(root).as_posix()), why)
+    for error in closed:
+        path = Path(error.filename)
+        why = f"it is a folder that cannot be listed ({error.strerror}); check its permissions"
+        yield Source(path, _plain(path.relative_to(root).as_posix()), why)
 
 
 def _refusal(path: Path, real_root: Path) -> str | None:
-    if path.is_symlink():
-        if not path.resolve().is_relative_to(real_root):
-            return "it is a link that leaves the ingested folder; name what it leads to, or copy it here"
-        if not path.exists():
-            return "it is a link to something that is not there; fetch its content"
-    return None if path.is_file() or path.is_dir() else "it is not a plain file"
+    try:
+        if path.is_symlink():
+            if not path.resolve().is_relative_to(real_root):
+                return "it is a link that leaves the ingested folder; name what it leads to, or copy it here"
+            if not path.exists():
+                return "it is a link to something that is not there; fetch its content"
+        return None if path.is_file() or path.is_dir() else "it is not a plain file"
+    except OSError as error:
+        return f"it cannot be looked at ({error.strerror}); check the permissions of its folder"
+    except RuntimeError:  # before Python 3.13, of `resolve`
+        return "it is a link that leads to itself; remove it"
 
 
 def _plain(relative: str) -> str:
@@ -192,7 +219,7 @@ def _manifest(manifest: Path, roots: Sequence[Path], found: set[Path]) -> dict[P
                 f"line {line} of the manifest has more cells than there are columns; quote what holds a comma"
             )
         bases = [manifest.parent, *roots]
-        places = [Path(os.path.abspath(base / (row["path"] or ""))) for base in bases]  # noqa: PTH100
+        places = [absolute(base / (row["path"] or "")) for base in bases]
         path = next((place for place in places if place in found), None)
         if path is None:
             raise SpecError(
