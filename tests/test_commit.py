@@ -84,6 +84,12 @@ def test_a_part_that_is_gone_or_cut_or_damaged_stops_the_commit_and_the_advice_m
     refused(scored, f"of {len(whole) - 1} bytes")
     part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     refused(scored, "is damaged")
+    part.write_bytes(whole)
+    honest = scored.receipt().parts
+    scored.change("00000", parts=(dataclasses.replace(honest[0], sha256="0" * 64),))
+    refused(scored, "is damaged")
+    scored.change("00000", parts=honest)
+    part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     cohort.store.delete(f"runs/{scored.plan.run_id}/receipts/00000.json")
     assert made.run(cohort).scored == 40
     made.assert_each_once(cohort, 40)

@@ -94,6 +94,10 @@ def test_an_interrupt_is_no_death(cohort, tmp_path):
     assert running.returncode == 130
     assert "the same command goes on where it stopped" in said
     assert "Traceback" not in said
+    begun = len([p for p in cohort.store.local.glob("runs/*/attempts/*") if p.name.count(".") == 1])
+    ended = len(list(cohort.store.local.glob("runs/*/attempts/*.returned")))
+    assert ended + len(list(cohort.store.local.glob("runs/*/receipts/*"))) >= begun
+    assert ended >= 1
     assert made.run(cohort, model="m@2", resources={"attempts": 1}).failed == 0
     assert not list(cohort.store.local.glob("runs/*/receipts/*-*.json"))  # nothing was split
 

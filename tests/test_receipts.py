@@ -16,7 +16,7 @@ def plan(lake, tmp_path, monkeypatch):
     monkeypatch.setattr("diastole.jobs.plan.SHARD_COST", (100, 10**9))
     made.add_proteins(lake, tmp_path / "src", made.proteins(32, low=20, high=20))
     made.residues(lake)
-    planned = plan_job(lake, made.job(resources={"attempts": 2}), Choice())[0]
+    planned = plan_job(lake, made.job(resources={"attempts": 1}), Choice())[0]
     runs.start(lake, planned)
     return planned
 
