@@ -122,10 +122,11 @@ class Crew:
     def _check_started(self) -> None:
         """Ray waits without an end for what it does not have."""
         if not self._ready and time.perf_counter() - self._made > START_SECONDS:
+            there: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray has no type for it
             wanted = ", ".join(f"{n:g} {what}" for what, n in self._needs.items() if n)
+            free = ", ".join(f"{n:g} {what}" for what, n in there.items() if what in self._needs)
             raise EnvironmentFailure(
-                f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is "
-                f"{', '.join(f'{n:g} {what}' for what, n in ray.available_resources().items() if what in ('CPU', 'GPU'))}"
+                f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is {free or 'nothing'}"
             )
 
     def _welcome(self, actor: Any) -> None:

@@ -30,7 +30,7 @@ def content_digest(header: Mapping[str, Any], data: Any) -> str:
 
 def keyed(key: bytes, kind: str, *parts: str) -> str:
     """An id that tells nothing without the lake's key: HMAC-SHA256 over the kind and its parts."""
-    message = "\0".join((kind, *parts)).encode()
+    message = "\0".join((kind, *parts)).encode("utf-8", "surrogateescape")  # file names need not be UTF-8
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
 
 

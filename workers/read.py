@@ -9,6 +9,7 @@ import numpy as np
 from ..jobs.task import Unit
 from ..lake import arrays, sequences
 from ..lake.errors import ItemError
+from ..lake.integrity import how_to_heal
 from ..lake.layout import Lake
 
 
@@ -45,7 +46,7 @@ class Reader:
                 continue
             letters = self._packs.get((entry["array"], entry["row"]))
             if letters is None:
-                raise ItemError("pack_unreadable", "its pack of sequences is missing or damaged; run check")
+                raise ItemError("pack_unreadable", f"its pack is missing or damaged; {how_to_heal(entry['array'])}")
             alphabet = sequences.verified(entry["content_digest"], letters)
             data[role], meta[role] = np.frombuffer(letters, np.uint8), {"alphabet": alphabet}
         return Unit(data, meta)
