@@ -4,15 +4,11 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import made
-import pyarrow as pa
 import pytest
 import yaml
 from deltalake.exceptions import DeltaError
@@ -20,7 +16,7 @@ from deltalake.exceptions import DeltaError
 from diastole.cluster import cli, run
 from diastole.jobs import runs
 from diastole.jobs.spec import job_schema
-from diastole.lake import items, models, predictions
+from diastole.lake import models, predictions
 from diastole.lake.errors import CommitError, EnvironmentFailure, ItemError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -325,30 +321,3 @@ def test_the_schema_takes_what_the_examples_say_and_no_unknown_key():
     for wrong in ({"colour": 1}, {"resources": {"wokers": 1}}, {"dataset": 7}):
         assert not validator.is_valid(value | wrong)
     assert not validator.is_valid({k: v for k, v in value.items() if k != "model"})
-
-
-def fastest(times, *arguments):
-    best = float("inf")
-    for _ in range(times):
-        begun = time.perf_counter()
-        line = [sys.executable, "-m", "diastole.cluster", *map(str, arguments)]
-        subprocess.run(line, capture_output=True, check=True, timeout=60)
-        best = min(best, time.perf_counter() - begun)
-    return best
-
-
-def test_help_answers_at_once():
-    assert fastest(5, "--help") < 0.3
-
-
-def test_a_hundred_thousand_items_are_planned_in_three_seconds(cohort, tmp_path):
-    number = 100_000
-    [row] = items.read_items(cohort, "d").slice(0, 1).to_pylist()
-    rows = pa.Table.from_pylist([row] * number, items.ITEMS)
-    ids = pa.array([f"{n:032x}" for n in range(number)])
-    rows = rows.set_column(0, items.ITEMS.field("item_id"), ids)
-    rows = rows.set_column(rows.column_names.index("row"), items.ITEMS.field("row"), pa.array(range(number)))
-    now = pa.array([datetime.now(UTC)] * number, pa.timestamp("us", tz="UTC"))
-    rows = rows.set_column(rows.column_names.index("ingested_at"), items.ITEMS.field("ingested_at"), now)
-    items.write_items(cohort, "big", rows)
-    assert fastest(2, "plan", job(tmp_path, dataset="big")) < 3.0
