@@ -1,6 +1,6 @@
 """`make bench`: from the lake to the table, beside the same model on batches that are in memory already.
 
-    python benchmarks/run.py [--rounds 3] [proteins] [volumes]
+    python benchmarks/run.py [--rounds 3] [commands] [proteins] [volumes]
 
 The ceiling is one process with two threads that only calls the network, on the very batches that diastole makes; nothing
 is read, prepared or written. All variants take turns within each round, and ratios are between medians. Start-up (Ray,
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import commands
 import made
 import psutil
 
@@ -40,10 +41,13 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=[], help=", ".join(made.WORKLOADS))
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    results = {}
-    for name in arguments.workloads or made.WORKLOADS:
+    results: dict[str, Any] = {}
+    for name in arguments.workloads or ["commands", *made.WORKLOADS]:
         with tempfile.TemporaryDirectory(prefix="diastole-bench-") as folder:
             os.environ.update({"DIASTOLE_KEYS": f"{folder}/keys", "DIASTOLE_LAKE": f"{folder}/lake"})
+            if name == "commands":
+                results[name] = commands.measure(Path(folder))
+                continue
             units = made.WORKLOADS[name](Path(folder))
             results[name] = {"units": units, "variants": measure(Path(folder), name, arguments.rounds)}
     write(results)
@@ -118,6 +122,9 @@ def write(results: dict[str, Any]) -> None:
     path.write_text(json.dumps({"machine": machine, "workloads": workloads}, indent=1) + "\n")
     lines = ["# Performance", "", (HERE / "about.md").read_text().strip(), ""]
     lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
+    answers = workloads.pop("commands", {})
+    lines += ["| command | best, s | median, s | goal, s |", "|---|---|---|---|"] if answers else []
+    lines += [f"| {name} | {v['best']:.2f} | {v['median']:.2f} | {v['goal']:g} |" for name, v in answers.items()] + [""]
     for name, result in workloads.items():
         lines += [
             f"## {name}: {result['units']}",
