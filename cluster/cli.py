@@ -158,7 +158,8 @@ def ingest(
     """
     from ..workers.ingest import IngestOptions
     from ..workers.ingest import ingest as run_ingest
-    from .show import IngestBar, ingest_report
+    from .bars import IngestBar
+    from .show import ingest_report
 
     options = IngestOptions(
         format=format,
@@ -264,8 +265,9 @@ def run(
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
     from ..jobs.spec import load_job
+    from .bars import RunBar
     from .driver import Choice, run_job
-    from .show import RunBar, show_outcome
+    from .show import show_outcome
 
     spec = load_job(job)
     if workers is not None:

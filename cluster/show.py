@@ -1,27 +1,23 @@
-"""What the command line prints: tables for people, one JSON value for scripts, progress bars."""
+"""What the command line prints: tables for people, one JSON value for scripts."""
 
 import json
 import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ..jobs import runs
 from ..jobs.plan import Plan
-from ..jobs.receipts import Receipt
 from ..lake import delta, predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
 from ..workers.sources import absolute
-from .driver import Outcome, Progress
+from .driver import Outcome
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 
@@ -42,62 +38,6 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) or "none"
-
-
-class _Bar:
-    """A progress bar on standard error, with rate and time left; nothing where standard error is no terminal."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        rate = TextColumn("{task.fields[rate]}")
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
-        self._bars = Bars(
-            *columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True
-        )
-        self._bar: Any = None
-
-    def __enter__(self) -> Any:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def _show(self, what: str, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = self._bars.add_task(what, total=total, completed=done, rate="")
-        speed = self._bars.tasks[self._bar].speed
-        self._bars.update(self._bar, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
-
-
-class IngestBar(_Bar):
-    """Progress of an ingest, in sources."""
-
-    def update(self, done: int, total: int) -> None:
-        """So many sources of all are done."""
-        self._show("ingest", done, total)
-
-
-class RunBar(_Bar, Progress):
-    """Progress of a run, in units."""
-
-    def planned(self, plan: Plan, done: int, *, resumed: bool) -> None:
-        """A run begins."""
-        self._done, self._total = done, plan.units.num_rows
-        if resumed:
-            console_error(f"resuming run {plan.run_id[:8]}: {done} of {self._total} units are done")
-        self._show(plan.job["name"], done, self._total)
-
-    def advanced(self, receipt: Receipt) -> None:
-        """A shard is done."""
-        self._done += receipt.scored + receipt.failed
-        self._show("", self._done, self._total)
-
-
-def console_error(text: str) -> None:
-    """A line beside the results."""
-    print(text, file=sys.stderr)
 
 
 def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
