@@ -6,19 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "torch",
-    "ray",
-    "duckdb",
-    "deltalake",
-    "pyarrow",
-    "numpy",
-    "zarr",
-    "nibabel",
-    "onnxruntime",
-    "scipy",
-    "pydantic",
-)
+HEAVY = ("torch", "ray", "duckdb", "deltalake", "pyarrow", "numpy", "zarr", "nibabel", "onnxruntime", "scipy")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["models", "--help"]])
