@@ -133,7 +133,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 def first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found, in one line, with the number of the others."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    # A misspelt key explains a missing one, so it comes first.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     at = ".".join(str(part) for part in first["loc"]) or "the file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{at}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
