@@ -25,7 +25,7 @@ class OpenLake:
         self.lake = lake
 
     def predictions(self, output: str, *, rows: bool = False) -> "pa.Table":
-        """The newest result of each item, or with `rows` their detail rows, as an Arrow table."""
+        """The result of each item that its job means now, or with `rows` the detail rows, as an Arrow table."""
         import pyarrow.compute as pc
 
         from ..lake.predictions import read_current

@@ -340,7 +340,7 @@ def predictions(
     csv: Annotated[Path | None, typer.Option("--csv", help="Write all of them to this CSV file instead.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the newest result of each item."""
+    """Show the result of each item that its job means now."""
     from .show import show_predictions
 
     show_predictions(_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)

@@ -110,11 +110,24 @@ def _drive(lake: Lake, plan: Plan, task: Task, job: Job, progress: Progress, *, 
 
 
 def _publish(
-    lake: Lake, plan: Plan, ledger: Ledger, schema: Any, times: tuple[float, float, float], *, resumed: bool
+    lake: Lake,
+    plan: Plan,
+    ledger: Ledger,
+    schema: Any,
+    times: tuple[float, float, float],
+    *,
+    resumed: bool,
+    last: bool = True,
 ) -> Outcome:
+    """Commit, show and record. Of a run that is not the `last` word, only items that show nothing yet are shown."""
+    import pyarrow.compute as pc
+
     committed = commit(lake, plan, ledger, schema)
     crash.point("before-current")
     wanted = plan.units.select(["item_id", "input_digest"])
+    if not last and delta.open_table(lake, lake.current(plan.output)) is not None:
+        shown = predictions.read_current(lake, plan.output).to_table(columns=["item_id"])["item_id"]
+        wanted = wanted.filter(pc.invert(pc.is_in(wanted["item_id"], shown.combine_chunks())))
     predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted)
     crash.point("before-record")
     return _record(lake, plan, ledger, committed, times, resumed=resumed)
@@ -148,9 +161,8 @@ def give_up(lake: Lake, plan: Plan) -> str:
         ledger = Ledger(lake, plan, in_process=True)
         table = delta.open_table(lake, lake.predictions(plan.output))
         now = time.perf_counter()
-        _publish(
-            lake, plan, ledger, table.to_pyarrow_dataset().schema if table else None, (now, now, now), resumed=True
-        )
+        schema = table.to_pyarrow_dataset().schema if table else None
+        _publish(lake, plan, ledger, schema, (now, now, now), resumed=True, last=False)
         return "done"
 
 

@@ -217,7 +217,7 @@ def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
 def show_predictions(
     lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool
 ) -> None:
-    """The newest result of each item. JSON and CSV have all columns of the table, whatever is in them."""
+    """The result of each item that its job means now. JSON and CSV have all columns of the table, whatever is in them."""
     import pyarrow.compute as pc
 
     current = predictions.read_current(lake, output).to_table(filter=pc.field("level") == level)

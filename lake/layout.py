@@ -112,7 +112,7 @@ class Lake:
         return f"predictions/{check_name('output', output)}"
 
     def current(self, output: str) -> str:
-        """Path of the table of an output's newest results."""
+        """Path of the table of what an output's job means now."""
         return f"current/{check_name('output', output)}"
 
     def maps(self, output: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables of predictions: their schema, what fixes an output, and the newest result of each item."""
+"""Tables of predictions: their schema, what fixes an output, and what is shown of each item."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -118,9 +118,8 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
             return
         schema = predicted.to_pyarrow_dataset().schema
         shown = delta.ensure_table(lake, lake.current(output), schema, ["level"])
-        fence = delta.fence(
-            shown
-        )  # taken before the predictions are read: a refresh that comes between undoes this one
+        # Taken before the predictions are read, so that a refresh that comes between makes this one start again.
+        fence = delta.fence(shown)
         predicted.update_incremental()
         with duckdb.connect(config={"enable_external_access": False}) as connection:
             connection.register("predicted", predicted.to_pyarrow_dataset())

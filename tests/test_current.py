@@ -3,7 +3,7 @@
 import made
 import pytest
 
-from diastole.cluster.driver import Choice
+from diastole.cluster.driver import Choice, plan_job
 from diastole.lake import delta, predictions
 
 
@@ -43,21 +43,23 @@ def test_a_model_that_is_taken_back_shows_its_own_results_again(cohort):
     assert {row["model_version"] for row in shown(cohort).values()} == {"1"}
 
 
-def test_a_refresh_that_another_overtakes_does_not_bring_back_what_was(cohort, tmp_path, monkeypatch):
-    made.run(cohort, Choice(limit=1))
-    made.add_proteins(cohort, tmp_path / "more", made.proteins(3), prefix="q")
+def test_a_refresh_that_another_overtakes_does_not_bring_back_what_was(cohort, monkeypatch):
+    made.run(cohort, model="m@1")
+    made.residues(cohort, seed=1, version="2")
+    made.run(cohort, model="m@2")
+    plan, _, _ = plan_job(cohort, made.job(model="m@1"), Choice())
     overwrite, overtaken = delta.overwrite, []
 
     def slow(table, rows, fence):
         if not overtaken:
             overtaken.append(True)
-            made.run(cohort, name="other")  # commits and refreshes between the reading and the writing of this one
+            made.run(cohort, model="m@1")  # refreshes all, between the reading and the writing of this refresh of one
         overwrite(table, rows, fence)
 
     monkeypatch.setattr(delta, "overwrite", slow)
-    made.run(cohort, Choice(limit=1))
+    predictions.refresh_current(cohort, "o", plan.model_digest, plan.spec_digest, plan.wanted.slice(0, 1))
     assert overtaken
-    assert len(shown(cohort)) == 5
+    assert [row["model_version"] for row in shown(cohort).values()] == ["1", "1"]
 
 
 def test_a_refresh_with_nothing_new_writes_nothing(cohort):

@@ -3,7 +3,7 @@
 import made
 import pytest
 
-from diastole.cluster.driver import Choice, run_job
+from diastole.cluster.driver import Choice, give_up, run_job
 from diastole.jobs import runs
 from diastole.lake import integrity, predictions
 from diastole.lake.errors import CommitError
@@ -59,6 +59,18 @@ def test_a_run_that_was_published_is_done_even_where_it_is_given_up(cohort, monk
     assert set(runs.list_runs(cohort)) <= written
     made.run(cohort, model="m@1")
     assert {row["model_version"] for row in predictions.read_current(cohort, "o").to_table().to_pylist()} == {"1"}
+
+
+def test_giving_up_a_published_run_does_not_bring_its_results_over_newer_ones(cohort, monkeypatch):
+    stop_at(monkeypatch, "after-commit")
+    with pytest.raises(Stopped):
+        made.run(cohort, Choice(limit=5))
+    made.residues(cohort, seed=1, version="2")
+    made.run(cohort, name="other", model="m@2")
+    [plan] = runs.unfinished(cohort, "j")
+    assert give_up(cohort, plan) == "done"
+    rows = predictions.read_current(cohort, "o").to_table().to_pylist()
+    assert (len(rows), {row["model_version"] for row in rows}) == (20, {"2"})
 
 
 def test_a_part_that_is_lost_after_its_wave_was_fixed_is_redone_as_the_message_says(cohort, monkeypatch):
