@@ -26,12 +26,17 @@ class Shard:
     """What goes to a worker: which units, and nothing of their data."""
 
     shard: str
-    units: list[dict[str, Any]]
-    """Rows of the plan."""
+    units: pa.Table
+    """Rows of the plan: a table travels and is cut without an object per value."""
     session: str
     in_process: bool
     alone: bool = False
     """Whether its worker does nothing else meanwhile, because one died that had it: if it dies again, it is known of what."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Its units as dictionaries."""
+        return list(self.units.to_pylist())
 
 
 class Ledger:
@@ -97,16 +102,16 @@ class Ledger:
                     self._split(shard)
                     continue
                 self._alone.add(shard)
-                handed = self._shard(shard, alone=True)
-                if single and deaths >= self.limit:
-                    refused = f"its worker died {deaths} times on it alone; try it with --workers 0 --only"
-                    handed.units[0].update(refused_code="worker_died", refused=refused)
-                return handed
+                refused = f"its worker died {deaths} times on it alone; try it with --workers 0 --only"
+                return self._shard(shard, alone=True, refused=refused if single and deaths >= self.limit else None)
             return None
 
-    def _shard(self, shard: str, *, alone: bool = False) -> Shard:
-        rows = self.plan.units.take(pa.array(self._units[shard])).to_pylist()
-        return Shard(shard, rows, self.session, self.in_process, alone)
+    def _shard(self, shard: str, *, alone: bool = False, refused: str | None = None) -> Shard:
+        units = self.plan.units.take(pa.array(self._units[shard])).combine_chunks()
+        if refused is not None:
+            for name, value in (("refused_code", "worker_died"), ("refused", refused)):
+                units = units.set_column(units.schema.get_field_index(name), name, pa.array([value], pa.string()))
+        return Shard(shard, units, self.session, self.in_process, alone)
 
     def _suspect(self, shard: str) -> bool:
         return shard in self._deaths or "-" in shard

@@ -67,6 +67,8 @@ class Plan:
     """Version of the output's table that was planned against; -1 where there was none."""
     device: str
     batch: int
+    runtime: dict[str, Any]
+    """How the networks run, as `diastole tune` chose it for all workers of the run; empty: as they are."""
     units: pa.Table = field(repr=False, compare=False)
     skipped: dict[str, int] = field(compare=False)
     """Units that are not planned, by reason."""
@@ -112,17 +114,20 @@ class Plan:
         """Read a plan back."""
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         header = json.loads(table.schema.metadata[b"diastole"])
-        return cls(**header, units=table.replace_schema_metadata())
+        return cls(**{"runtime": {}, **header}, units=table.replace_schema_metadata())
 
 
-def spec_digest(task: Task) -> str:
-    """Digest of what changes a result beside input and model: the task, its version, its parameters, the precision."""
+def spec_digest(task: Task, precision: str = "fp32") -> str:
+    """Digest of what changes a result beside input and model: the task, its version, its parameters, the precision.
+
+    What else the runtime is set to keeps within the package's tolerance, like threads and the batch, and is not in it.
+    """
     return digest(
         {
             "task": task.name,
             "version": task.version,
             "options": task.options.model_dump(mode="json"),
-            "precision": "fp32",
+            "precision": precision,
         }
     )
 
@@ -150,6 +155,7 @@ def make_plan(
     limit: int | None = None,
     only: Sequence[str] = (),
     retry: bool = False,
+    runtime: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a job. `limit` takes the first so many units, `only` these item ids, `retry` also what failed before.
 
@@ -157,7 +163,8 @@ def make_plan(
     a use that the model's licence does not permit.
     """
     _check_use(job, manifest)
-    spec, model = spec_digest(task), manifest.model_digest
+    runtime = dict(runtime or {})
+    spec, model = spec_digest(task, runtime.get("precision", "fp32")), manifest.model_digest
     group = digest([model, spec])[:8]
     table = delta.open_table(lake, lake.predictions(job.output))
     found = candidates(lake, {role: job.inputs[role] for role in manifest.inputs}, only)
@@ -189,6 +196,7 @@ def make_plan(
         table_version=-1 if table is None else table.version(),
         device=device,
         batch=job.resources.batch or manifest.batch,
+        runtime=runtime,
         units=pa.Table.from_pylist(units, UNITS),
         skipped=dict(sorted(skipped.items())),
         wanted=pa.table(

@@ -99,6 +99,10 @@ class Task(ABC):
     """Raised whenever the code gives other results: results of another version are stale."""
     roles: ClassVar[tuple[str, ...]] = ("input",)
     """What a unit consists of; the first role names the result."""
+    blocks: ClassVar[bool] = False
+    """Whether units that lie side by side in a pack go through as one block: one role, one step, one window each that is
+    the whole item. `encode_block` and `finish_block` then stand for all that is done for a unit alone.
+    """
     ordered: ClassVar[bool] = False
     """Whether a unit's windows must go through in order, each after the last."""
     outputs: ClassVar[tuple[str, ...]] = ("output",)
@@ -160,3 +164,11 @@ class Task(ABC):
     @abstractmethod
     def finish(self, state: Any) -> Result:
         """The rows and maps of a unit, after its last step."""
+
+    def encode_block(self, data: np.ndarray, meta: Mapping[str, Any], device: Any) -> dict[str, Any]:
+        """Network inputs by name, for items of a pack: (n, …) as stored → tensors (n, …) on `device`. See `blocks`."""
+        raise NotImplementedError
+
+    def finish_block(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The task's columns of n item rows, from outputs (n, …) that are finite: arrays or lists of n values."""
+        raise NotImplementedError

@@ -71,7 +71,7 @@ def test_results_do_not_depend_on_the_order_of_shards_or_on_what_else_is_in_them
     for path, _ in list(lake.store.list(f"runs/{plan.run_id}/receipts")):
         lake.store.delete(path)
     assert probabilities(lake, plan, shards[3:4]) == {
-        unit["item_id"]: straight[unit["item_id"]] for unit in shards[3].units
+        unit["item_id"]: straight[unit["item_id"]] for unit in shards[3].rows
     }
 
 

@@ -63,13 +63,13 @@ def test_a_shard_is_split_only_after_it_killed_alone_and_ends_at_one_item(lake, 
     deaths = 0
     while not ledger.finished:
         shard = ledger.take(idle=True)
-        if poisoned in [unit["item_id"] for unit in shard.units] and shard.units[0]["refused_code"] is None:
+        if poisoned in [unit["item_id"] for unit in shard.rows] and shard.rows[0]["refused_code"] is None:
             begin(lake, plan, shard)
             assert ledger.died([shard.shard]) == 1
             deaths += 1
             assert deaths < 20
         else:
-            refused = [unit["item_id"] for unit in shard.units if unit["refused_code"] == "worker_died"]
+            refused = [unit["item_id"] for unit in shard.rows if unit["refused_code"] == "worker_died"]
             assert refused in ([], [poisoned])
             finish(lake, plan, ledger, shard)
     done = [r for r in receipts.read_all(lake, plan.run_id).values() if r.children is None]

@@ -89,8 +89,9 @@ class Engine:
         for shard in shards:
             begun = time.perf_counter()
             ahead.put(("begin", shard))
-            reader.ahead(shard.units)
-            for row in shard.units:
+            rows = shard.rows
+            reader.ahead(rows)
+            for row in rows:
                 unit = OpenUnit(row)
                 error = None
                 try:

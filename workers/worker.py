@@ -25,4 +25,4 @@ def open_engine(lake_root: str, run_id: str, threads: int) -> Engine:
             "plan again with --replan"
         )
     task.load_tables(lambda name: read_file(lake, manifest, name))
-    return Engine(lake, plan, task, Networks(lake, manifest, task, plan.device, threads))
+    return Engine(lake, plan, task, Networks(lake, manifest, task, plan.device, threads, plan.runtime))

@@ -27,7 +27,16 @@ class OutOfMemory(Exception):  # noqa: N818 - a signal to halve the batch
 class Networks:
     """The networks of a package by step, ready to compute. One is held by one worker."""
 
-    def __init__(self, lake: Lake, manifest: Manifest, task: Task, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        manifest: Manifest,
+        task: Task,
+        device: str,
+        threads: int,
+        runtime: Mapping[str, Any] | None = None,
+    ) -> None:
+        del runtime
         torch.set_num_threads(threads)
         _full_precision()
         self.device = torch.device(device)
