@@ -1,51 +1,60 @@
-"""The ceiling of a job: its network on its batches, in memory, in this process. Prints JSON.
+"""The ceiling: the network alone, on batches that diastole made, in memory. Prints JSON.
 
-The batches are recorded from a real pass of diastole's engine, then the network alone is timed over them.
+    ceiling.py LAKE BATCHES.pt ITEMS PROCESSES THREADS
+
+The batches go round until ITEMS items are through, dealt out to the processes; all begin together, each after one batch
+to warm up. Nothing is read, prepared or written meanwhile.
 """
 
 import json
-import os
+import multiprocessing
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from diastole.cluster.driver import Choice, plan_job
-from diastole.jobs import runs
-from diastole.jobs.ledger import Ledger
-from diastole.jobs.spec import load_job
-from diastole.lake.layout import Lake
+import torch
+
 from diastole.workers.worker import open_engine
 
 
 def main() -> None:
-    """Record, then time."""
-    started = time.perf_counter()
-    lake = Lake.open(os.environ["DIASTOLE_LAKE"])
-    job = load_job(Path(sys.argv[1]))
-    plan, _, _ = plan_job(lake, job, Choice())
-    runs.start(lake, plan)
-    engine = open_engine(lake.store.root, plan.run_id, job.resources.threads or 2)
-    batches: list[tuple[int, Any]] = []
-    forward = engine.networks.forward
+    """Time it."""
+    root, path, items, processes, threads = *sys.argv[1:3], *map(int, sys.argv[3:])
+    context = multiprocessing.get_context("spawn")
+    start, ends = context.Barrier(processes), context.Queue()
+    others = [
+        context.Process(target=_work, args=(root, path, items, (place, processes), threads, start, ends))
+        for place in range(1, processes)
+    ]
+    for other in others:
+        other.start()
+    _work(root, path, items, (0, processes), threads, start, ends)
+    spans = [ends.get() for _ in range(processes)]
+    for other in others:
+        other.join()
+    seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    print(json.dumps({"seconds": round(seconds, 3), "items": items}))
 
-    def recorded(step: int, inputs: Any) -> Any:
-        batches.append((step, {name: value.clone() for name, value in inputs.items()}))
-        return forward(step, inputs)
 
-    engine.networks.forward = recorded  # type: ignore[method-assign]  # to record what passes
-    ledger = Ledger(lake, plan, in_process=True)
-    for _ in engine.work(iter(ledger.take, None)):
-        pass
-    begun = time.perf_counter()
-    for step, inputs in batches:
-        forward(step, inputs)
-    ended = time.perf_counter()
-    print(
-        json.dumps(
-            {"seconds": round(ended - begun, 3), "startup_seconds": round(begun - started, 3), "batches": len(batches)}
-        )
-    )
+def _work(root: str, path: str, items: int, place: tuple[int, int], threads: int, start: Any, ends: Any) -> None:
+    recorded = torch.load(path, mmap=False)
+    batches = recorded["batches"]
+    rounds = items / recorded["items"]
+    mine = _share(batches, rounds, *place)
+    engine = open_engine(root, recorded["run_id"], threads)
+    if mine:
+        engine.networks.forward(*batches[mine[0]])
+    start.wait()
+    begun = time.time()
+    for number in mine:
+        engine.networks.forward(*batches[number])
+    ends.put((begun, time.time()))
+
+
+def _share(batches: list[Any], rounds: float, place: int, of: int) -> list[int]:
+    """Which batches a process computes, in order: dealt out by turns."""
+    total = round(rounds * len(batches))
+    return [number % len(batches) for number in range(total)][place::of]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Images cut at random from pictures that scikit-image ships, a little noise on each so that no two are alike."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nets
+import numpy as np
+from cohorts import FILE_BYTES, add_model, ingest, write_stack
+
+PICTURES = ("retina.jpg", "ihc.png", "hubble_deep_field.jpg", "coffee.png", "chelsea.png", "rocket.jpg")
+SCALE = {"mean": 0.4, "std": 0.25}
+
+
+def small(folder: Path, count: int) -> str:
+    """64 × 64, grey."""
+    _make(folder, count, 64, nets.SmallCNN, batch=256)
+    return f"{count:,} images of 64 × 64 uint8, a small CNN"
+
+
+def large(folder: Path, count: int) -> str:
+    """224 × 224, colour."""
+    _make(folder, count, 224, nets.ResNet18, batch=16)
+    return f"{count:,} images of 224 × 224 × 3 uint8, a network of ResNet-18's size"
+
+
+def _make(folder: Path, count: int, side: int, network: type, batch: int) -> None:
+    source = folder / "source"
+    source.mkdir()
+    first = 0
+    for stack in _stacks(count, side, channels := 1 if side == 64 else 3):
+        np.save(source / f"{first:08d}.npy", stack)
+        write_stack(folder, first, stack)
+        first += len(stack)
+    ingest(folder, _number, "--modality", "SM")
+    nets.save(network, (channels, side, side), source / "made.pt")
+    raise NotImplementedError(batch, add_model)
+
+
+def _stacks(count: int, side: int, channels: int) -> Iterator[np.ndarray]:
+    """(n, side, side[, channels]) uint8."""
+    random = np.random.default_rng(0)
+    pictures = [_picture(name, channels) for name in PICTURES]
+    most = FILE_BYTES // (side * side * channels)
+    for start in range(0, count, most):
+        stack = np.empty((min(most, count - start), side, side, channels), np.uint8)
+        for image in stack:
+            picture = pictures[random.integers(len(pictures))]
+            y, x = (int(random.integers(size - side)) for size in picture.shape[:2])
+            image[:] = picture[y : y + side, x : x + side]
+        stack ^= random.integers(0, 4, stack.shape, np.uint8)  # noise in the two lowest bits
+        yield stack[..., 0] if channels == 1 else stack
+
+
+def _picture(name: str, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8; grey is the green channel."""
+    import skimage
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+    return pixels if channels == 3 else pixels[..., 1:2]
+
+
+def _number(name: str) -> int:
+    """The number of an image by the name that ingest gave it: stack and row."""
+    raise NotImplementedError(name)
