@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nets
 import numpy as np
+import torch
 from cohorts import FILE_BYTES, add_model, ingest, write_stack
 
 PICTURES = ("retina.jpg", "ihc.png", "hubble_deep_field.jpg", "coffee.png", "chelsea.png", "rocket.jpg")
@@ -13,27 +14,36 @@ SCALE = {"mean": 0.4, "std": 0.25}
 
 def small(folder: Path, count: int) -> str:
     """64 × 64, grey."""
-    _make(folder, count, 64, nets.SmallCNN, batch=256)
+    _make(folder, count, (1, 64, 64), nets.SmallCNN, batch=256)
     return f"{count:,} images of 64 × 64 uint8, a small CNN"
 
 
 def large(folder: Path, count: int) -> str:
     """224 × 224, colour."""
-    _make(folder, count, 224, nets.ResNet18, batch=16)
+    _make(folder, count, (3, 224, 224), nets.ResNet18, batch=16)
     return f"{count:,} images of 224 × 224 × 3 uint8, a network of ResNet-18's size"
 
 
-def _make(folder: Path, count: int, side: int, network: type, batch: int) -> None:
-    source = folder / "source"
+def _make(folder: Path, count: int, shape: tuple[int, int, int], network: type[torch.nn.Module], batch: int) -> None:
+    channels, side, _ = shape
+    source, first = folder / "source", 0
     source.mkdir()
-    first = 0
-    for stack in _stacks(count, side, channels := 1 if side == 64 else 3):
+    for stack in _stacks(count, side, channels):
         np.save(source / f"{first:08d}.npy", stack)
         write_stack(folder, first, stack)
         first += len(stack)
     ingest(folder, _number, "--modality", "SM")
-    nets.save(network, (channels, side, side), source / "made.pt")
-    raise NotImplementedError(batch, add_model)
+    nets.save(network, shape, net := source / "made.pt")
+    manifest = {
+        "task": "classify",
+        "runtime": "torchscript",
+        "inputs": {"input": {"modality": ["SM"]}},
+        "classes": [f"class{n}" for n in range(nets.CLASSES)],
+        "options": {"scale": 1 / 255, "mean": [SCALE["mean"]], "std": [SCALE["std"]]},
+        "batch": batch,
+        "tolerance": 1e-4,
+    }
+    add_model(folder, net, manifest, {"kind": "images", "scale": SCALE})
 
 
 def _stacks(count: int, side: int, channels: int) -> Iterator[np.ndarray]:
@@ -61,5 +71,6 @@ def _picture(name: str, channels: int) -> np.ndarray:
 
 
 def _number(name: str) -> int:
-    """The number of an image by the name that ingest gave it: stack and row."""
-    raise NotImplementedError(name)
+    """The number of an image, of the name that ingest gives it: its stack, named for its first image, and its row."""
+    stack, _, row = name.partition("#")
+    return int(stack.removesuffix(".npy")) + int(row)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+import fetched
 import numpy as np
-import published
 from cohorts import MODEL, add_model, ingest, write_parquet
 
 FILES = 16
@@ -20,7 +20,7 @@ def make(folder: Path, count: int) -> str:
     (folder / "source").mkdir()
     (folder / "source" / "all.fasta").write_text("".join(f">{n}\n{text}\n" for n, text in enumerate(sequences)))
     ingest(folder, int, "--alphabet", "protein")
-    recipe, net = published.model("predictdssp", "main", folder)
+    recipe, net = fetched.model("predictdssp", "main", folder)
     wanted = ("task", "runtime", "network", "network_options", "inputs", "classes", "options", "batch", "tolerance")
     settings = {
         "kind": "proteins",

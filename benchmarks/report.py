@@ -75,6 +75,10 @@ def table(result: dict[str, Any]) -> list[str]:
         cells += [f"{one['besides_s']:.1f}", f"{one['peak_mb']:.0f}", f"{one['cpu_s']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_settings(variants)]
+    for name, one in variants.items():
+        if "work_s" in one and "errors" in one:
+            failed = sum("error" in each for each in one["all"])
+            lines.append(f"{name}: {failed} of {len(one['all'])} rounds failed: {'; '.join(one['errors'])}.")
     lines += [f"{name} took no part: {reason}." for name, reason in result.get("absent", {}).items()]
     return lines
 
@@ -82,7 +86,7 @@ def table(result: dict[str, Any]) -> list[str]:
 def _shown(variants: dict[str, Any]) -> list[str]:
     """Of the ceilings only the better allocator of each layout; then the others."""
     shown = []
-    for layout in ("ceiling-1x2", "ceiling-2x1"):
+    for layout in dict.fromkeys(name.removesuffix("-raised") for name in CEILINGS):
         there = [name for name in (layout, f"{layout}-raised") if "work_s" in variants.get(name, {})]
         shown += sorted(there, key=lambda name: variants[name]["work_s"])[:1]
     return shown + [name for name in variants if name not in CEILINGS]
@@ -115,7 +119,8 @@ def keep(results: dict[str, Any], *, write: bool) -> None:
     DOCS.mkdir(exist_ok=True)
     path = DOCS / "performance.json"
     old = json.loads(path.read_text()) if path.exists() else {}
-    workloads = {**old.get("workloads", {}), **{name: {"machine": machine(), **one} for name, one in results.items()}}
+    known = {name: one for name, one in old.get("workloads", {}).items() if "items" in one or name == "commands"}
+    workloads = {**known, **{name: {"machine": machine(), **one} for name, one in results.items()}}
     path.write_text(json.dumps({**old, "workloads": workloads}, indent=1) + "\n")
     (DOCS / "performance.md").write_text(page(workloads))
 

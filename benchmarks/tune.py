@@ -1,4 +1,4 @@
-"""Settings for the peers: tune.py WORKLOAD … [--seconds 20] [--share 0.25] [--folder FOLDER]
+"""Settings for the peers: tune.py [WORKLOAD …] [--seconds 20] [--share 0.25] [--folder FOLDER]
 
 Each peer tries each of its candidates once on a share of the cohort; the fastest, in seconds of work, is kept in tuned.json
 together with what all the others took.
@@ -36,16 +36,19 @@ def candidates(peer: str, workload: str) -> Iterator[dict[str, Any]]:
     elif peer == "daft":
         choices = [{"workers": n, "processes": True, "threads": threads} for n, threads in ((1, 2), (2, 1))]
     else:
-        pools = ((1, 2, None), (2, 1, None), (2, 1, 16))
-        choices = [{"actors": n, "threads": threads, "blocks": blocks, "cpus": 4} for n, threads, blocks in pools]
+        pools = ((1, 2, None, 1), (2, 1, None, 1), (2, 1, 16, 1), (2, 1, None, 4))
+        choices = [
+            {"actors": n, "threads": threads, "blocks": blocks, "cpus": 4, "batch": times * rows}
+            for n, threads, blocks, times in pools
+        ]
     for choice in choices:
-        yield {**choice, "batch": batch if peer in ("dataloader", "dask") else rows, "raised": True}
+        yield {"batch": batch if peer in ("dataloader", "dask") else rows, **choice, "raised": True}
 
 
 def main() -> None:
     """Try, choose, keep."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("workloads", nargs="+")
+    parser.add_argument("workloads", nargs="*", default=list(cohorts.workloads()))
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--peers", nargs="*", default=list(NAMES))

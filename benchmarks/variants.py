@@ -10,23 +10,24 @@ from typing import Any
 
 from cohorts import DATASET, MODEL
 
+from diastole.workers.process import ENVIRONMENT
+
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 DAFT = Path(sys.prefix) / "daft"
 """Where `make bench` puts Daft with the pyarrow that it wants, which is older than ours."""
-RAISED = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
-"""Settings of glibc's allocator with which large blocks are kept and used again."""
+RAISED = ENVIRONMENT
+"""Settings of the allocator and of OpenMP that diastole gives itself, for those that cannot know of them."""
 TUNED = HERE / "tuned.json"
 """Settings of the peers by workload, as tune.py found them."""
 CEILINGS = {
-    f"ceiling-{processes}x{threads}{'-raised' * raised}": (processes, threads, raised)
-    for processes, threads in ((1, 2), (2, 1))
-    for raised in (False, True)
+    "ceiling-1x2": ("the network alone, 1 process × 2 threads", (1, 1, 2), False),
+    "ceiling-1x2-raised": ("the network alone, 1 process × 2 threads", (1, 1, 2), True),
+    "ceiling-lanes-raised": ("the network alone, 1 process, 2 batches side by side", (1, 2, 1), True),
+    "ceiling-2x1": ("the network alone, 2 processes × 1 thread", (2, 1, 1), False),
+    "ceiling-2x1-raised": ("the network alone, 2 processes × 1 thread", (2, 1, 1), True),
 }
+"""Processes, batches side by side in each, threads of each."""
 DIASTOLE = {
     "here": ("diastole, one process × 2 threads", {"workers": 0, "threads": 2}),
     "ray-1": ("diastole, 1 Ray worker × 2 threads", {"workers": 1, "threads": 2}),
@@ -55,16 +56,16 @@ class Variant:
     @property
     def environment(self) -> dict[str, str]:
         """Of its process: the allocator as the machine leaves it, or raised; nothing inherited."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        inherited = {key: value for key, value in os.environ.items() if key not in ENVIRONMENT}
         paths = {"daft": f"{PEERS}:{DAFT}"}.get(self.name, str(PEERS))
         ours = {} if self.name in DIASTOLE or self.name in CEILINGS else {"PYTHONPATH": paths, "DAFT_PROGRESS_BAR": "0"}
-        return {**inherited, **ours, **(RAISED if self.settings.get("raised") else {})}
+        raised = {key: value for key, value in RAISED.items() if self.name not in CEILINGS or key.startswith("MALLOC_")}
+        return {**inherited, **ours, **(raised if self.settings.get("raised") else {})}
 
     def command(self, folder: Path, out: Path, items: int) -> list[str]:
         """What to run; predictions go to `out`, JSON with `seconds` to standard output."""
         if self.name in CEILINGS:
-            processes, threads, _ = CEILINGS[self.name]
-            arguments = [folder / "lake", folder / "batches.pt", items // 2, processes, threads]
+            arguments = [folder / "lake", folder / "batches.pt", items // 2, *CEILINGS[self.name][1]]
             return [sys.executable, str(HERE / "ceiling.py"), *map(str, arguments)]
         if self.name in DIASTOLE:
             job = write_job(folder, out.name, self.settings)
@@ -83,10 +84,7 @@ class Variant:
 def variants(workload: str) -> list[Variant]:
     """All, with the settings of a workload."""
     tuned = json.loads(TUNED.read_text())[workload]["chosen"]
-    found = [
-        Variant(name, f"the network alone, {processes} × {threads}", {"raised": raised})
-        for name, (processes, threads, raised) in CEILINGS.items()
-    ]
+    found = [Variant(name, what, {"raised": raised}) for name, (what, _, raised) in CEILINGS.items()]
     found += [Variant(name, what, settings) for name, (what, settings) in DIASTOLE.items()]
     return found + [Variant(name, what, tuned[name]) for name, what in NAMES.items()]
 

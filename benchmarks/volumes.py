@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import fetched
 import nibabel as nib
 import numpy as np
-import published
 from cohorts import add_model, ingest, write_stack
 from scipy.ndimage import affine_transform
 
@@ -18,7 +18,7 @@ def make(folder: Path, count: int) -> str:
     The peers' copies are as the network sees them: (x, y, z).
     """
     random = np.random.default_rng(0)
-    template = np.asarray(nib.load(published.data().brain()).dataobj, np.float32)
+    template = np.asarray(nib.load(fetched.data().brain()).dataobj, np.float32)
     (folder / "source").mkdir()
     stack: list[np.ndarray] = []
     for number in range(count):
@@ -29,7 +29,7 @@ def make(folder: Path, count: int) -> str:
             write_stack(folder, number + 1 - len(stack), np.stack(stack))
             stack.clear()
     ingest(folder, lambda name: int(Path(name).name.partition(".")[0]), "--modality", "MR")
-    recipe, net = published.model("deepbet", "box", folder)
+    recipe, net = fetched.model("deepbet", "box", folder)
     intensity = recipe["options"]["intensity"]
     options = {"axes": "xyz", "passes": [{"net": "main", "grid": [SIDE] * 3, "channel": 1}], "intensity": intensity}
     wanted = ("task", "runtime", "inputs", "classes", "batch", "tolerance")
