@@ -26,14 +26,12 @@ def large(folder: Path, count: int) -> str:
 
 def _make(folder: Path, count: int, shape: tuple[int, int, int], network: type[torch.nn.Module], batch: int) -> None:
     channels, side, _ = shape
-    source, first = folder / "source", 0
-    source.mkdir()
+    first = 0
     for stack in _stacks(count, side, channels):
-        np.save(source / f"{first:08d}.npy", stack)
         write_stack(folder, first, stack)
         first += len(stack)
-    ingest(folder, _number, "--modality", "SM")
-    nets.save(network, shape, net := source / "made.pt")
+    ingest(folder, _number, "--modality", "SM", source="npy")
+    nets.save(network, shape, net := folder / "net.pt")
     manifest = {
         "task": "classify",
         "runtime": "torchscript",
@@ -43,7 +41,8 @@ def _make(folder: Path, count: int, shape: tuple[int, int, int], network: type[t
         "batch": batch,
         "tolerance": 1e-4,
     }
-    add_model(folder, net, manifest, {"kind": "images", "scale": SCALE})
+    stored = [side, side] if channels == 1 else [side, side, channels]
+    add_model(folder, net, manifest, {"kind": "images", "scale": SCALE, "shape": stored})
 
 
 def _stacks(count: int, side: int, channels: int) -> Iterator[np.ndarray]:

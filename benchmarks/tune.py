@@ -38,7 +38,7 @@ def candidates(peer: str, workload: str) -> Iterator[dict[str, Any]]:
     else:
         pools = ((1, 2, None, 1), (2, 1, None, 1), (2, 1, 16, 1), (2, 1, None, 4))
         choices = [
-            {"actors": n, "threads": threads, "blocks": blocks, "cpus": 4, "batch": times * rows}
+            {"actors": n, "threads": threads, "blocks": blocks, "cpus": 4, "batch": times * rows, "format": "pyarrow"}
             for n, threads, blocks, times in pools
         ]
     for choice in choices:

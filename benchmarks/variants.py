@@ -41,7 +41,7 @@ NAMES = {
     "dask": "Dask",
 }
 SCRIPTS = {"raydata-tuned": "raydata", "daft": "daft_", "dask": "dask_"}
-DOCUMENTED = {"actors": 2, "batch": "auto", "blocks": None, "threads": None, "cpus": None}
+DOCUMENTED = {"actors": 2, "batch": "auto", "format": "default", "blocks": None, "threads": None, "cpus": None}
 """Ray Data as its documents have it: an actor class, a fixed pool, batch_size="auto"."""
 
 
@@ -65,7 +65,7 @@ class Variant:
     def command(self, folder: Path, out: Path, items: int) -> list[str]:
         """What to run; predictions go to `out`, JSON with `seconds` to standard output."""
         if self.name in CEILINGS:
-            arguments = [folder / "lake", folder / "batches.pt", items // 2, *CEILINGS[self.name][1]]
+            arguments = [folder / "lake", folder / "batches.pt", items // 3, *CEILINGS[self.name][1]]
             return [sys.executable, str(HERE / "ceiling.py"), *map(str, arguments)]
         if self.name in DIASTOLE:
             job = write_job(folder, out.name, self.settings)

@@ -33,12 +33,8 @@ def make(folder: Path, count: int) -> str:
     intensity = recipe["options"]["intensity"]
     options = {"axes": "xyz", "passes": [{"net": "main", "grid": [SIDE] * 3, "channel": 1}], "intensity": intensity}
     wanted = ("task", "runtime", "inputs", "classes", "batch", "tolerance")
-    add_model(
-        folder,
-        net,
-        {**{key: recipe[key] for key in wanted}, "options": options},
-        {"kind": "volumes", "scale": intensity},
-    )
+    manifest = {**{key: recipe[key] for key in wanted}, "options": options}
+    add_model(folder, net, manifest, {"kind": "volumes", "scale": intensity, "shape": [SIDE] * 3})
     return f"{count:,} volumes of 128³ int16, the first network of deepbet, masks written"
 
 

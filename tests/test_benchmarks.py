@@ -22,7 +22,7 @@ from memory import Watch  # noqa: E402
 
 PEERS = {
     "dataloader": {"workers": 1, "threads": 1, "batch": 4096},
-    "raydata": {"actors": 1, "batch": 5, "blocks": None, "threads": 1, "cpus": 2},
+    "raydata": {"actors": 1, "batch": 5, "format": "default", "blocks": None, "threads": 1, "cpus": 2},
     "dask": {"scheduler": "threads", "workers": 2, "threads": 1, "batch": 4096},
     "daft": {"workers": 1, "processes": True, "threads": 1, "batch": 5},
 }

@@ -9,15 +9,8 @@ from typing import Any
 import daft
 import pyarrow as pa
 from pieces import files
-from scoring import KINDS, scorer
+from scoring import KINDS, from_arrow, scorer
 from timing import main
-
-
-def _numpy(series: Any) -> Any:
-    found = series.to_arrow()
-    if isinstance(found, pa.FixedShapeTensorArray):
-        return found.to_numpy_ndarray()
-    return found.to_pylist()
 
 
 class Predictor:
@@ -27,7 +20,7 @@ class Predictor:
         self.score = scorer(folder, out, threads)
 
     def __call__(self, number: Any, data: Any) -> Any:
-        found = self.score({"number": number.to_arrow().to_numpy(), "data": _numpy(data)}).combine_chunks()
+        found = self.score(from_arrow(number.to_arrow(), data.to_arrow())).combine_chunks()
         return pa.StructArray.from_arrays(
             [column.combine_chunks() for column in found.columns], fields=list(found.schema)
         )

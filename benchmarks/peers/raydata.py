@@ -1,6 +1,6 @@
 """Ray Data: read_parquet → map_batches with an actor class → write_parquet.
 
-Settings: `actors`, `batch` (a number of rows, or "auto"), `blocks` (override_num_blocks, or null), torch's `threads` in each
+Settings: `actors`, `batch` (a number of rows, or "auto"), its `format` (default, which is numpy, or pyarrow), `blocks` (override_num_blocks, or null), torch's `threads` in each
 actor (or null, as Ray leaves it), `cpus` that Ray is told of.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from pieces import files
-from scoring import scorer
+from scoring import from_arrow, scorer
 from timing import main
 
 
@@ -20,8 +20,8 @@ class Predictor:
     def __init__(self, folder: Path, out: Path, threads: int | None) -> None:
         self.score = scorer(folder, out, threads)
 
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        return self.score(batch)
+    def __call__(self, batch: Any) -> pa.Table:
+        return self.score(from_arrow(batch["number"], batch["data"]) if isinstance(batch, pa.Table) else batch)
 
 
 def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
@@ -34,6 +34,7 @@ def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
         Predictor,
         fn_constructor_args=[folder, out, settings["threads"]],
         batch_size=settings["batch"],
+        batch_format=settings["format"],
         compute=ray.data.ActorPoolStrategy(size=settings["actors"]),
     )
     scored.write_parquet(str(out / "parts"))

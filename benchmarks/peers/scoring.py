@@ -8,7 +8,7 @@ the proteins' network.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ class Images:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.net, self.scale = torch.jit.load(str(folder / "net.pt")).eval(), settings["scale"]
+        self.shape = settings["shape"]
 
     @torch.inference_mode()
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> pa.Table:
-        x = torch.from_numpy(np.array(batch["data"]))
+    def __call__(self, batch: Mapping[str, Any]) -> pa.Table:
+        x = torch.from_numpy(_stacked(batch["data"], np.uint8, self.shape))
         x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
         found = self.net(x.float().mul_(1 / 255).sub_(self.scale["mean"]).div_(self.scale["std"])).softmax(-1).numpy()
         return pa.table([batch["number"], _lists(found)], schema=self.schema)
@@ -42,10 +43,12 @@ class Volumes:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.net, self.scale = torch.jit.load(str(folder / "net.pt")).eval(), settings["scale"]
+        self.shape = settings["shape"]
 
     @torch.inference_mode()
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> pa.Table:
-        x = torch.stack([self._scaled(volume) for volume in batch["data"]])[:, None]
+    def __call__(self, batch: Mapping[str, Any]) -> pa.Table:
+        volumes = _stacked(batch["data"], np.int16, self.shape)
+        x = torch.stack([self._scaled(volume) for volume in volumes])[:, None]
         probability = self.net(x)[:, 1].numpy()
         masks = probability > 0.5
         means = [float(p[mask].mean()) if mask.any() else None for p, mask in zip(probability, masks, strict=True)]
@@ -80,7 +83,7 @@ class Proteins:
         self.net.eval()
 
     @torch.inference_mode()
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> pa.Table:
+    def __call__(self, batch: Mapping[str, Any]) -> pa.Table:
         letters = [self.code[np.frombuffer(sequence.encode(), np.uint8)] for sequence in batch["data"]]
         lengths = torch.tensor([len(one) for one in letters])
         codes = np.full((len(letters), int(lengths.max())), len(self.table) - 1, np.uint8)
@@ -95,6 +98,25 @@ class Proteins:
         return pa.table(
             [batch["number"], classes, pa.ListArray.from_arrays(pa.array(offsets), _lists(flat))], schema=self.schema
         )
+
+
+def from_arrow(number: Any, data: Any) -> dict[str, Any]:
+    """A batch out of Arrow columns: texts as a list, bytes as one buffer."""
+    data = data.combine_chunks() if isinstance(data, pa.ChunkedArray) else data
+    if pa.types.is_string(data.type) or pa.types.is_large_string(data.type):
+        return {"number": number.to_numpy(), "data": data.to_pylist()}
+    _, offsets, values = data.buffers()
+    wide = np.int64 if pa.types.is_large_binary(data.type) else np.int32
+    ends = np.frombuffer(offsets, wide)[data.offset : data.offset + len(data) + 1]
+    return {"number": number.to_numpy(), "data": memoryview(values)[ends[0] : ends[-1]]}
+
+
+def _stacked(data: Any, kind: Any, shape: Sequence[int]) -> np.ndarray:
+    """Items one after the other as an array (n, …), which may be written to: they come as one, as bytes, or as a buffer."""
+    if isinstance(data, np.ndarray) and data.dtype == kind:
+        return data
+    whole = bytearray(data) if isinstance(data, memoryview) else bytearray().join(data)
+    return np.frombuffer(whole, kind).reshape(-1, *shape)
 
 
 def _lists(values: np.ndarray) -> pa.Array:
