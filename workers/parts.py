@@ -126,10 +126,15 @@ class ShardWriter:
         meta = {k: meta[k] for k in ("spacing", "affine", "orientation", "time_step") if k in meta} | {
             "labels": dense.labels
         }
-        prefix = f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}/{row['item_id']}"
-        stored = arrays.write_volume(self._lake, f"{prefix}/{name}", dense.data, meta)
+        stored = arrays.write_volume(
+            self._lake, f"{self._maps(opened)}/{row['item_id']}/{name}", dense.data, meta, durable=False
+        )
         opened.files += [file.__dict__ for file in stored.files]
         return {"name": name, "path": stored.path, "digest": stored.content_digest}
+
+    def _maps(self, opened: "_Open") -> str:
+        """Folder of a shard's maps: no other attempt writes there."""
+        return f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}"
 
     def _close(self, opened: "_Open", seconds: Mapping[str, float]) -> Receipt:
         begun = time.perf_counter()
@@ -141,6 +146,8 @@ class ShardWriter:
         tables = {"item": pa.concat_tables(opened.tables)}
         if opened.rows:
             tables["row"] = pa.concat_tables(opened.rows)
+        if opened.files:
+            self._lake.store.sync(self._maps(opened))
         parts = tuple(
             write_part(self._lake, self._root, f"level={level}/key_group={self._plan.key_group}/{stem}", table, level)
             for level, table in tables.items()
