@@ -24,8 +24,8 @@ def main() -> None:
     taken = _record(lake, job, limit)  # a few items, to see how large they are
     each = sum(value.nbytes for _, inputs in taken[1] for value in inputs.values()) / limit
     wanted = int(float(sys.argv[3]) * 2**20 / each)
-    if wanted > limit:
-        taken = _record(lake, job, wanted)
+    if wanted > limit and (more := _record(lake, job, wanted))[1]:  # none where these few are all
+        taken = more
     run_id, batches, items = taken
     torch.save({"run_id": run_id, "batches": batches, "items": items}, out)
 
