@@ -24,14 +24,23 @@ def large(folder: Path, count: int) -> str:
     return f"{count:,} images of 224 × 224 × 3 uint8, a network of ResNet-18's size"
 
 
-def _make(folder: Path, count: int, shape: tuple[int, int, int], network: type[torch.nn.Module], batch: int) -> None:
+def _make(
+    folder: Path,
+    count: int,
+    shape: tuple[int, int, int],
+    network: type[nets.SmallCNN] | type[nets.ResNet18],
+    batch: int,
+) -> None:
     channels, side, _ = shape
-    first = 0
+    first, sample = 0, torch.empty(0)
     for stack in _stacks(count, side, channels):
+        if first == 0:
+            pixels = torch.from_numpy(stack[:64].reshape(-1, side, side, channels)).permute(0, 3, 1, 2)
+            sample = (pixels / 255 - SCALE["mean"]) / SCALE["std"]
         write_stack(folder, first, stack)
         first += len(stack)
     ingest(folder, _number, "--modality", "SM", source="npy")
-    nets.save(network, shape, net := folder / "net.pt")
+    nets.save(network, sample, net := folder / "net.pt")
     manifest = {
         "task": "classify",
         "runtime": "torchscript",

@@ -51,17 +51,26 @@ class ResNet18(nn.Module):
         for inputs, outputs in pairwise(widths):
             blocks += [Block(inputs, outputs, 1 if outputs == 64 else 2), Block(outputs, outputs, 1)]
         self.body = nn.Sequential(*blocks)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(512, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)))
+        return self.fc(self.pool(self.body(self.stem(x))))
 
 
-def save(network: type[nn.Module], shape: tuple[int, int, int], path: Path) -> None:
-    """Seeded weights, BatchNorm with statistics of noise rather than those that it begins with; traced, in eval."""
+def save(network: type[SmallCNN] | type[ResNet18], sample: Tensor, path: Path) -> None:
+    """Seeded weights and the statistics of a sample, as TorchScript.
+
+    The last layer is scaled so that each logit has mean 0 and deviation 1 over the sample: a network whose answer is much
+    the same for every image would hide that somebody computes something else.
+    """
     torch.manual_seed(0)
     made = network()
     with torch.no_grad():
-        for _ in range(3):
-            made(torch.randn(16, *shape))
-    torch.jit.trace(made.eval(), torch.zeros(2, *shape)).save(str(path))
+        for _ in range(20):  # each moves BatchNorm's statistics by a tenth
+            made(sample)
+        logits = made.eval()(sample)
+        scale = 1 / logits.std(0)
+        made.fc.weight.mul_(scale[:, None])
+        made.fc.bias.sub_(logits.mean(0)).mul_(scale)
+    torch.jit.trace(made, sample[:2]).save(str(path))

@@ -82,7 +82,10 @@ def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[
 
 def record(folder: Path) -> None:
     """The batches that the ceiling computes."""
-    job = write_job(folder, "recorded", {"workers": 0, "threads": 2})
+    output = (
+        f"recorded-{time.time_ns()}"  # a run of its own: of one that was there already, nothing would be left to do
+    )
+    job = write_job(folder, output, {"workers": 0, "threads": 2})
     command = [sys.executable, HERE / "record.py", folder / "lake", job, RECORD_MB, folder / "batches.pt"]
     subprocess.run([str(part) for part in command], check=True)
 
