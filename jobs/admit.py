@@ -31,7 +31,7 @@ class Kinds:
     """Answers by kind of unit."""
 
     sql: str
-    """What gives a unit's kind, from its items `i0`, `i1`, …"""
+    """What gives a unit's kind."""
     kinds: NDArray[np.uint64]
     """Sorted."""
     costs: NDArray[np.float64]
@@ -48,18 +48,25 @@ class Kinds:
         return self.costs[places], self.refusals[places]
 
 
+def told(roles: Sequence[str]) -> str:
+    """SQL: what is told of the items `i0`, `i1`, … of the roles, as columns `told_0`, `told_1`, …"""
+    return ", ".join(f"{TOLD.format(i=f'i{number}')} as {name}" for number, name in enumerate(_names(roles)))
+
+
 def ask(database: "DuckDBPyConnection", units: str, roles: Sequence[str], answer: Callable[[Items], Answer]) -> Kinds:
-    """Ask once for each kind of unit. `units` is a FROM clause that has the items of the roles as `i0`, `i1`, …"""
-    told = [TOLD.format(i=f"i{number}") for number in range(len(roles))]
-    named = [f"told_{number}" for number in range(len(roles))]
-    columns = ", ".join(f"{sql} as {name}" for sql, name in zip(told, named, strict=True))
+    """Ask once for each kind of unit in a table that has the columns of `told`."""
+    columns = ", ".join(_names(roles))
     for function in HASHES:
-        number = function.format(", ".join(named))
-        query = f"select {number} as kind, {', '.join(named)} from (select distinct {columns} from {units})"  # noqa: S608
+        kind = function.format(columns)
+        query = f"select {kind} as kind, {columns} from (select distinct {columns} from {units})"  # noqa: S608
         found = _answers(database.sql(query).to_arrow_reader(AT_ONCE), roles, answer)
         if len(np.unique(found.kinds)) == len(found.kinds):
-            return replace(found, sql=function.format(", ".join(told)))
+            return replace(found, sql=kind)
     raise RuntimeError("two kinds of units cannot be told apart")
+
+
+def _names(roles: Sequence[str]) -> list[str]:
+    return [f"told_{number}" for number in range(len(roles))]
 
 
 def _answers(batches: pa.RecordBatchReader, roles: Sequence[str], answer: Callable[[Items], Answer]) -> Kinds:

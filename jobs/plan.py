@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..lake import delta
+from ..lake import delta, predictions
 from ..lake.database import database
 from ..lake.errors import LakeError, SpecError
 from ..lake.ids import digest
@@ -22,7 +22,7 @@ from ..lake.models import Manifest
 from .admit import Answer, Items
 from .contract import Refusal, refuse, refuse_use
 from .cut import Cut, cut
-from .reasons import NO_RESULTS, sort_out
+from .reasons import sort_out
 from .select import Key, select
 from .spec import Job
 from .task import Task
@@ -155,10 +155,12 @@ def make_plan(
         return refusal, 0.0 if refusal else task.cost(items)
 
     with database() as opened:
-        opened.register("done", NO_RESULTS if table is None else table.to_pyarrow_dataset())
+        opened.register("done", predictions.item_rows(table))
+        opened.register("own", predictions.item_rows(table, key.group))
         selected = select(opened, lake, {role: job.inputs[role] for role in manifest.inputs}, only, key)
         left = sort_out(opened, selected, key, retry=retry, limit=limit)
-        units = arrange(opened, list(manifest.inputs), answer, _cut)
+        planned = selected.open.num_rows > left.total()
+        units = arrange(opened, list(manifest.inputs), answer, _cut) if planned else UNITS.empty_table()
     plan = Plan(
         job=job.model_dump(mode="json"),
         model=manifest.ref,

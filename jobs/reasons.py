@@ -3,21 +3,11 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from .select import Key, Selected
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-NO_RESULTS = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("level", "key_group", "item_id", "input_digest", "model_digest", "spec_digest", "status")
-    ]
-    + [("attempt", pa.int64())]
-).empty_table()
-"""What stands for the table of an output that has none yet."""
 FAILED = "failed before (--retry scores it again)"
 BEYOND = "beyond the limit"
 
@@ -25,7 +15,12 @@ BEYOND = "beyond the limit"
 def sort_out(
     database: "DuckDBPyConnection", selected: Selected, key: Key, *, retry: bool, limit: int | None
 ) -> Counter[str]:
-    """Leave a view `todo` of the units to be scored, with reason and attempt, and count those that are not."""
+    """Leave a view `todo` of the units to be scored, with reason and attempt, and count those that are not.
+
+    Where no unit is open it does not read the output again, and leaves no view.
+    """
+    if not selected.open.num_rows:
+        return Counter()
     database.register("open", selected.open)
     values = {"model": key.model, "spec": key.spec, "retry": retry}
     database.execute(f"create temp table seen as {_SEEN}", values)
@@ -51,7 +46,7 @@ _SEEN = """
         bool_or(model_digest <> $model and input_digest = wanted) as other_model,
         bool_or(model_digest = $model and spec_digest <> $spec and input_digest = wanted) as other_spec
       from (select done.*, model_digest = $model and spec_digest = $spec as own, open.input_digest as wanted
-            from done join open using (item_id) where level = 'item')
+            from done join open using (item_id))
       group by item_id)
 """
 """Of each unit that the output has something of: why it is planned; attempt 0 is not to be planned."""

@@ -48,7 +48,7 @@ class Key:
 def select(
     database: "DuckDBPyConnection", lake: Lake, inputs: Mapping[str, Selection], only: Sequence[str], key: Key
 ) -> Selected:
-    """All units of a job; leaves views `items_0`, `items_1`, … of the roles' items in the database, beside `done`.
+    """All units of a job; leaves views `items_0`, `items_1`, … of the roles' items in the database, beside `own`, results of the key's group.
 
     Raises LakeError for a dataset that is not there, SpecError for a bad condition.
     """
@@ -139,16 +139,15 @@ def _query(roles: Sequence[str], first: Selection, *, only: bool) -> str:
         select *, {"item_id in (select item_id from named)" if only else "true"} as meant,
           coalesce(subject_id in (select subject_id from withdrawn), false) as withdrawn,
           {pair("item_id", "input_digest")} in (
-            select {pair("item_id", "input_digest")} from done
-            where level = 'item' and key_group = $group and model_digest = $model and spec_digest = $spec
-              and status = 'scored') as scored
+            select {pair("item_id", "input_digest")} from own
+            where model_digest = $model and spec_digest = $spec and status = 'scored') as scored
         from units
     """  # noqa: S608 - the condition is what the user may say, and the database has nothing else
 
 
 def _batches(database: "DuckDBPyConnection", query: str, selection: Selection, key: Key) -> Iterator[pa.RecordBatch]:
     with _condition(selection):
-        reader = database.sql(query, params=key.__dict__).to_arrow_reader(ROWS)
+        reader = database.sql(query, params={"model": key.model, "spec": key.spec}).to_arrow_reader(ROWS)
     while True:
         with _condition(selection):
             try:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..lake.database import ROWS, Spool
-from .admit import Answer, Items, ask
+from .admit import Answer, Items, ask, told
 from .cut import Cut, names
 from .select import quoted
 
@@ -41,15 +41,14 @@ def arrange(
 ) -> pa.Table:
     """The units of the view `todo`, of `UNITS`, shard by shard. `cut` is given their costs in the order of storage."""
     joins = "".join(f" join items_{n} i{n} on i{n}.item_id = todo.item_{n}" for n in range(1, len(roles)))
-    units = f"todo join items_0 i0 on i0.item_id = todo.item_id{joins}"
-    kinds = ask(database, units, roles, answer)
     inputs = ", ".join(_INPUT.format(role=quoted(role), i=f"i{n}") for n, role in enumerate(roles))
     database.execute(
         f"""create temp table planned as
-        select todo.item_id, todo.subject_id, [{inputs}] as inputs, input_digest, reason, attempt, {kinds.sql} as kind
-        from {units}"""  # noqa: S608 - roles are names, and quoted
+        select todo.item_id, todo.subject_id, [{inputs}] as inputs, input_digest, reason, attempt, {told(roles)}
+        from todo join items_0 i0 on i0.item_id = todo.item_id{joins}"""  # noqa: S608 - roles are names, and quoted
     )
-    stored = database.sql(_STORED).fetchnumpy()
+    kinds = ask(database, "planned", roles, answer)
+    stored = database.sql(_STORED.format(kind=kinds.sql)).fetchnumpy()
     costs, refusals = kinds.of(stored["kind"])
     order, shards = cut(costs)
     rows = stored["rowid"][order]
@@ -64,7 +63,7 @@ def arrange(
 _INPUT = """{{'role': '{role}', 'item_id': {i}.item_id, 'content_digest': {i}.content_digest,
     'array': {i}."array", 'row': {i}."row"}}"""
 _STORED = """
-    select rowid, kind from planned order by inputs[1]."array", coalesce(inputs[1]."row", 0), item_id
+    select rowid, {kind} as kind from planned order by inputs[1]."array", coalesce(inputs[1]."row", 0), item_id
 """
 """Units in the order of storage."""
 _PLANNED = """

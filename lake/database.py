@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MEMORY = "1GB"
 """What a query holds in memory at most; beyond, it goes to the temporary folder."""
+PUSHED = "filter_pushdown,join_filter_pushdown"
+"""Filters are not handed to pyarrow: it cannot compare the strings of files that a merge has written (`string_view`)."""
 ROWS = 131_072
 """Rows in one batch of a result."""
 
@@ -30,7 +32,8 @@ def database() -> Iterator["DuckDBPyConnection"]:
             "lock_configuration": True,
             "memory_limit": MEMORY,
             "temp_directory": folder,
-            "preserve_insertion_order": True,
+            "preserve_insertion_order": False,  # else it holds what it could write down
+            "disabled_optimizers": PUSHED,
         }
         with duckdb.connect(config=config) as connection:
             yield connection

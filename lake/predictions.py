@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from . import delta
 from .errors import LakeError
 from .layout import Lake
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 PARTITIONS = ["level", "key_group"]
 
@@ -60,6 +63,12 @@ def table_schema(item_columns: pa.Schema, row_columns: pa.Schema) -> pa.Schema:
             raise LakeError(f"column {field.name} has one type in item rows and another in detail rows")
         fields[field.name] = field
     return pa.schema([pa.field("level", pa.string()), pa.field("key_group", pa.string()), *fields.values()])
+
+
+def item_rows(table: "DeltaTable | None", key_group: str | None = None) -> Any:
+    """What an output, if there is one, has of the level `item`: of all groups or of one, as a pyarrow dataset or table."""
+    chosen = [("level", "=", "item"), *([("key_group", "=", key_group)] if key_group else [])]
+    return table_schema(pa.schema([]), pa.schema([])).empty_table() if table is None else table.to_pyarrow_dataset(file_pruning_predicate=chosen)
 
 
 def fix_output(
