@@ -51,6 +51,6 @@ _SEEN = """
 """
 """Of each unit that the output has something of: why it is planned; attempt 0 is not to be planned."""
 _TODO = """
-    select open.*, coalesce(reason, 'new') as reason, coalesce(attempt, 1) as attempt
+    select open.*, item_id as item_0, coalesce(reason, 'new') as reason, coalesce(attempt, 1) as attempt
     from open left join seen using (item_id) where coalesce(attempt, 1) > 0
 """

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..lake.database import ROWS, Spool
-from .admit import Answer, Items, ask, told
+from .admit import HASHES, Answer, Items, ask, unit_kind
 from .cut import Cut, names
 from .select import quoted
 
@@ -40,35 +40,46 @@ def arrange(
     cut: Callable[[NDArray[np.float64]], Cut],
 ) -> pa.Table:
     """The units of the view `todo`, of `UNITS`, shard by shard. `cut` is given their costs in the order of storage."""
-    joins = "".join(f" join items_{n} i{n} on i{n}.item_id = todo.item_{n}" for n in range(1, len(roles)))
-    inputs = ", ".join(_INPUT.format(role=quoted(role), i=f"i{n}") for n, role in enumerate(roles))
-    database.execute(
-        f"""create temp table planned as
-        select todo.item_id, todo.subject_id, [{inputs}] as inputs, input_digest, reason, attempt, {told(roles)}
-        from todo join items_0 i0 on i0.item_id = todo.item_id{joins}"""  # noqa: S608 - roles are names, and quoted
-    )
-    kinds = ask(database, "planned", roles, answer)
-    stored = database.sql(_STORED.format(kind=kinds.sql)).fetchnumpy()
+    kinds = None
+    for function in HASHES:
+        database.execute(f"create or replace temp table planned as {_planned(len(roles), function)}")
+        kinds = ask(database, roles, function, answer)
+        if kinds:
+            break
+    if kinds is None:
+        raise RuntimeError("two kinds of units cannot be told apart")
+    stored = database.sql(_STORED.format(kind=unit_kind(roles))).fetchnumpy()
     costs, refusals = kinds.of(stored["kind"])
     order, shards = cut(costs)
     rows = stored["rowid"][order]
     database.register("places", pa.table({"place": rows, "unit": np.arange(len(rows))}))
+    inputs = ", ".join(_INPUT.format(role=quoted(role), n=n) for n, role in enumerate(roles))
     columns = _Columns(shards, costs[order], refusals[order], kinds.texts)
     with Spool(UNITS) as spool:
-        for batch in database.sql(_PLANNED).to_arrow_reader(ROWS):
+        for batch in database.sql(_SORTED.format(inputs=inputs)).to_arrow_reader(ROWS):
             spool.write(columns.beside(batch))
         return spool.table()
 
 
-_INPUT = """{{'role': '{role}', 'item_id': {i}.item_id, 'content_digest': {i}.content_digest,
-    'array': {i}."array", 'row': {i}."row"}}"""
-_STORED = """
-    select rowid, {kind} as kind from planned order by inputs[1]."array", coalesce(inputs[1]."row", 0), item_id
-"""
+def _planned(roles: int, function: str) -> str:
+    """SQL: the units of `todo` with what the plan says of their items. Only plain columns: a join spills no other."""
+    names = ("item_id", "content_digest", "array", "row", "kind")
+    columns = ", ".join(f'i{n}."{name}" as {name}_{n}' for n in range(roles) for name in names)
+    joins = " ".join(
+        f"""join (select item_id, content_digest, "array", "row", {function} as kind from items_{n}) i{n}
+        on i{n}.item_id = todo.item_{n}"""  # noqa: S608
+        for n in range(roles)
+    )
+    return f"select subject_id, input_digest, reason, attempt, {columns} from todo {joins}"  # noqa: S608
+
+
+_INPUT = """{{'role': '{role}', 'item_id': item_id_{n}, 'content_digest': content_digest_{n},
+    'array': array_{n}, 'row': row_{n}}}"""
+_STORED = "select rowid, {kind} as kind from planned order by array_0, coalesce(row_0, 0), item_id_0"
 """Units in the order of storage."""
-_PLANNED = """
-    select unit, planned.item_id, subject_id, inputs, input_digest, reason, attempt
-    from planned join places on planned.rowid = place order by unit
+_SORTED = """
+    select unit, item_id_0 as item_id, subject_id, [{inputs}] as inputs, input_digest, reason, attempt
+    from (select * from planned join places on planned.rowid = place order by unit)
 """
 
 

@@ -68,7 +68,11 @@ def table_schema(item_columns: pa.Schema, row_columns: pa.Schema) -> pa.Schema:
 def item_rows(table: "DeltaTable | None", key_group: str | None = None) -> Any:
     """What an output, if there is one, has of the level `item`: of all groups or of one, as a pyarrow dataset or table."""
     chosen = [("level", "=", "item"), *([("key_group", "=", key_group)] if key_group else [])]
-    return table_schema(pa.schema([]), pa.schema([])).empty_table() if table is None else table.to_pyarrow_dataset(file_pruning_predicate=chosen)
+    return (
+        table_schema(pa.schema([]), pa.schema([])).empty_table()
+        if table is None
+        else table.to_pyarrow_dataset(file_pruning_predicate=chosen)
+    )
 
 
 def fix_output(
