@@ -147,7 +147,7 @@ def make_plan(
     _check_use(job, manifest)
     runtime = dict(runtime or {})
     spec, model = spec_digest(task, runtime.get("precision", "fp32")), manifest.model_digest
-    key = Key(digest([model, spec])[:8], model, spec)
+    key = Key(predictions.key_group(model, spec), model, spec)
     table = delta.open_table(lake, lake.predictions(job.output))
 
     def answer(items: Items) -> Answer:

@@ -27,7 +27,7 @@ def database() -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="diastole-") as folder:
-        config = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             "enable_external_access": False,
             "lock_configuration": True,
             "memory_limit": MEMORY,
@@ -60,6 +60,11 @@ class Spool:
         if batch.num_rows:
             self._writer.write_batch(batch)
             self.rows += batch.num_rows
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append a table that has these columns."""
+        for batch in table.cast(self.schema).to_batches():
+            self.write(batch)
 
     def table(self) -> pa.Table:
         """All that was written; nothing can be written afterwards."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from . import delta
 from .errors import LakeError
+from .ids import digest
 from .layout import Lake
 
 if TYPE_CHECKING:
@@ -65,9 +66,14 @@ def table_schema(item_columns: pa.Schema, row_columns: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field("level", pa.string()), pa.field("key_group", pa.string()), *fields.values()])
 
 
-def item_rows(table: "DeltaTable | None", key_group: str | None = None) -> Any:
+def key_group(model_digest: str, spec_digest: str) -> str:
+    """The partition that results of a model and a spec lie in."""
+    return digest([model_digest, spec_digest])[:8]
+
+
+def item_rows(table: "DeltaTable | None", group: str | None = None) -> Any:
     """What an output, if there is one, has of the level `item`: of all groups or of one, as a pyarrow dataset or table."""
-    chosen = [("level", "=", "item"), *([("key_group", "=", key_group)] if key_group else [])]
+    chosen = [("level", "=", "item"), *([("key_group", "=", group)] if group else [])]
     return (
         table_schema(pa.schema([]), pa.schema([])).empty_table()
         if table is None
@@ -124,6 +130,7 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
     import duckdb
 
     key = {"model": model_digest, "spec": spec_digest}
+    own = [("key_group", "=", key_group(model_digest, spec_digest))]
 
     def attempt() -> None:
         predicted = delta.open_table(lake, lake.predictions(output))
@@ -135,7 +142,7 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
         fence = delta.fence(shown)
         predicted.update_incremental()
         with duckdb.connect(config={"enable_external_access": False}) as connection:
-            connection.register("predicted", predicted.to_pyarrow_dataset())
+            connection.register("predicted", predicted.to_pyarrow_dataset(file_pruning_predicate=own))
             connection.register("shown", shown.to_pyarrow_dataset())
             connection.register("wanted", wanted)
             connection.execute(f"create temp table chosen as {_CHOSEN}", key)
