@@ -40,7 +40,7 @@ def content_digests(header: Mapping[str, Any], rows: Iterable[Any]) -> Iterator[
 def keyed(key: bytes, kind: str, *parts: str) -> str:
     """An id that tells nothing without the lake's key: HMAC-SHA256 over the kind and its parts."""
     message = "\0".join((kind, *parts)).encode("utf-8", "surrogateescape")  # file names need not be UTF-8
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, message, "sha256").hex()[:32]
 
 
 def sha256_file(path: Path) -> str:
