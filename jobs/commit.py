@@ -249,7 +249,9 @@ def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
 def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> Part:
     """Write rows as a part file with page checksums, read it back, and say what it is."""
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+    # Dictionaries pay where values repeat; trying one on ids and numbers took half of the time.
+    words = [f.name for f in rows.schema if pa.types.is_string(f.type) and f.name not in ("item_id", "input_digest")]
+    pq.write_table(rows, buffer, compression="zstd", use_dictionary=words, write_page_checksum=True)
     data, path = buffer.getvalue(), f"{root}/{stem}.parquet"
     if not lake.store.put_if_absent(path, data) and lake.store.get(path) != data:
         raise EnvironmentFailure(f"{path} is there already with other bytes")

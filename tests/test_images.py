@@ -119,7 +119,8 @@ def test_what_is_said_of_an_image_changes_without_a_new_pack(lake, tmp_path):
 
 
 def test_packs_are_cut_by_bytes_and_none_is_left_with_one_image(lake, tmp_path, monkeypatch):
-    monkeypatch.setattr(packs, "PACK_BYTES", 4 * 480)
+    monkeypatch.setattr(packs, "PACK_BYTES", 4 * 480 + 10)
+    monkeypatch.setattr(publish, "BYTES", 4 * 480 + 10)
     for name in "abc":
         put(tmp_path / "in", name, stack(4, seed=ord(name)))
     ingest(lake, "d", [tmp_path / "in"], PUBLIC)
@@ -193,18 +194,32 @@ def test_a_damaged_pack_is_found_and_written_anew_by_ingest_verify(lake, tmp_pat
     assert ingest(lake, "d", [tmp_path / "in"], VERIFY).healed == 0
 
 
-def test_images_of_a_damaged_pack_get_a_new_one_where_others_of_it_have_no_source(lake, tmp_path):
+@pytest.mark.parametrize("at_once", [5, 100])
+def test_images_of_a_damaged_pack_get_a_new_one_where_others_of_it_have_no_source(lake, tmp_path, monkeypatch, at_once):
     for name in "ab":
         put(tmp_path / "in", name, stack(5, seed=ord(name)))
     ingest(lake, "d", [tmp_path / "in"], PUBLIC)
     before = rows_by_name(lake)
     lake.store.delete(shard(before["a#0"]))
+    monkeypatch.setattr(publish, "IMAGES", at_once)  # 5: the last batch has no claim of its own
     report = ingest(lake, "d", [tmp_path / "in" / "a.npy"], VERIFY)
     assert report.healed == 5
+    assert items.read_items(lake, "d").num_rows == 10
     after = rows_by_name(lake)
     for number, image in enumerate(stack(5, seed=ord("a"))):
         assert np.array_equal(stored(lake, after[f"a#{number}"])[0], image)
     assert after["b#0"] == before["b#0"]
+
+
+def test_images_that_come_back_to_a_damaged_pack_make_it_whole(lake, tmp_path):
+    ingest(lake, "d", [put(tmp_path / "in", "a", stack())], PUBLIC)
+    first = rows_by_name(lake)
+    ingest(lake, "d", [put(tmp_path / "in", "a", stack(seed=1))], PUBLIC)
+    flip(lake, shard(first["a#0"]))
+    assert ingest(lake, "d", [put(tmp_path / "in", "a", stack())], VERIFY).changed == 10
+    assert rows_by_name(lake)["a#0"]["array"] == first["a#0"]["array"]
+    assert np.array_equal(stored(lake, rows_by_name(lake)["a#0"])[0], stack()[0])
+    assert integrity.check(lake, deep=True) == []
 
 
 @pytest.fixture(params=[True, False], ids=["blocks", "one by one"])
