@@ -20,7 +20,7 @@ def open_engine(lake_root: str, run_id: str, threads: int) -> "Engine":
     from .models.runtime import Networks
 
     lake = Lake.open(lake_root)
-    plan = read_plan(lake, run_id)
+    plan = read_plan(lake, run_id, units=False)  # a shard brings its own
     manifest = load(lake, plan.model)
     if manifest.model_digest != plan.model_digest:
         raise ModelError(
