@@ -75,6 +75,8 @@ def table(result: dict[str, Any]) -> list[str]:
         cells += [f"{one['besides_s']:.1f}", f"{one['peak_mb']:.0f}", f"{one['cpu_s']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_settings(variants)]
+    if hand := [name for name in result.get("by_hand", []) if name in variants]:
+        lines += [f"Set by hand, not tried out: {', '.join(hand)}.", ""]
     for name, one in variants.items():
         if "work_s" in one and "errors" in one:
             failed = sum("error" in each for each in one["all"])
@@ -131,7 +133,7 @@ def page(workloads: dict[str, Any]) -> str:
     for name, result in workloads.items():
         said = ", ".join(f"{key} {value}" for key, value in result.get("machine", {}).items())
         body = _answers(result) if name == "commands" else table(result)
-        lines += [f"## {name}" + (f": {result['what']}" if "what" in result else ""), "", *body, f"On {said}.", ""]
+        lines += [f"## {name}" + (f": {result['what']}" if "what" in result else ""), "", *body, "", f"On {said}.", ""]
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ import compare
 import psutil
 import report
 from memory import Watch
-from variants import CEILINGS, DIASTOLE, HERE, Variant, variants, write_job
+from variants import CEILINGS, DIASTOLE, HERE, Variant, by_hand, variants, write_job
 
 RECORD_MB = 768
 """Megabytes of batches that the ceiling goes round on."""
@@ -77,7 +77,13 @@ def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[
                 measured["error"] = wrong
             rounds[variant.name].append(measured)
             print(f"{workload} {number} {variant.name}: {json.dumps(measured)}", flush=True)
-    return {**cohort, "rounds": arguments.rounds, "variants": report.summarise(chosen, rounds), "absent": absent}
+    return {
+        **cohort,
+        "rounds": arguments.rounds,
+        "variants": report.summarise(chosen, rounds),
+        "absent": absent,
+        "by_hand": by_hand(workload),
+    }
 
 
 def record(folder: Path) -> None:

@@ -89,6 +89,12 @@ def variants(workload: str) -> list[Variant]:
     return found + [Variant(name, what, tuned[name]) for name, what in NAMES.items()]
 
 
+def by_hand(workload: str) -> list[str]:
+    """Peers whose settings nobody has tried out."""
+    tried = json.loads(TUNED.read_text())[workload]["tried"]
+    return [name for name in NAMES if name not in tried]
+
+
 def write_job(folder: Path, output: str, resources: dict[str, Any]) -> Path:
     """A job file for one run, with an output of its own so that everything is scored again."""
     path = folder / "jobs" / f"{output}.yaml"

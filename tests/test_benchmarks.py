@@ -110,11 +110,14 @@ def test_ratios_are_of_medians_and_to_the_best_ceiling():
 
 
 def test_the_table_shows_ratios_failures_and_rates():
-    lines = report.table({"items": 3000, "variants": summary(), "absent": {"daft": "it is not here"}})
+    lines = report.table(
+        {"items": 3000, "variants": summary(), "absent": {"daft": "it is not here"}, "by_hand": ["dask"]}
+    )
     assert "| what here is | 7.50 | 400 | 0.80 | 2.00 | 1.47 | 1.0 | 100 | 1 |" in lines
     assert any(line.startswith("| what dask is | failed: exit code 1") for line in lines)
     assert any("raydata-tuned" in line and "1 of 3 rounds failed" in line for line in lines)
     assert "daft took no part: it is not here." in lines
+    assert "Set by hand, not tried out: dask." in lines
 
 
 def test_memory_that_processes_share_is_counted_once():
