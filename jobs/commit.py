@@ -52,7 +52,7 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
     """
     if not ledger.finished:
         raise CommitError(f"run {plan.run_id[:8]}: shards are missing; run again to finish them")
-    results = [receipt for _, receipt in sorted(ledger.done.items()) if receipt.children is None]
+    results = ledger.results()
     check_receipts(lake, plan, results)
     crash.point("before-wave")
     parts = [part for receipt in results for part in receipt.parts]
