@@ -3,23 +3,24 @@
 Whatever dies and whenever, every planned unit ends in exactly one item row, and a reader never sees part of a wave.
 """
 
-import io
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..lake import crash, delta, integrity, predictions
 from ..lake.errors import CommitError, EnvironmentFailure
-from ..lake.ids import digest, sha256_bytes
+from ..lake.ids import digest
 from ..lake.layout import Lake
 from .ledger import Ledger
+from .merge import merge
+from .parts import read_part, write_part
 from .plan import Plan
 from .receipts import Part, Receipt
 from .select import suppressed
@@ -27,8 +28,8 @@ from .select import suppressed
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-WAVE_PARTS = 10_000
-"""Parts in one transaction at most."""
+WAVE_PARTS = 100_000
+"""Parts that one transaction publishes at most; small ones go into few files."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,29 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
     results = ledger.results()
     check_receipts(lake, plan, results)
     crash.point("before-wave")
-    parts = [part for receipt in results for part in receipt.parts]
-    waves = [parts[i : i + WAVE_PARTS] for i in range(0, len(parts), WAVE_PARTS)]
+    maps: list[integrity.FileRecord] = []
     already, dropped = True, 0
-    for number, wave in enumerate(waves, start=1):
-        _fix_wave(lake, plan.run_id, number, wave)
+    for number, wave in enumerate(_waves(results, maps), start=1):
+        if not _is_committed(lake, plan, number):
+            wave = merge(lake, plan, number, wave)
+            crash.point("after-merge")
+            _fix_wave(lake, plan.run_id, number, wave)
         fresh, lost = _commit_wave(lake, plan, number, wave, schema)
         already, dropped = already and not fresh, dropped + lost
-    return _verify(lake, plan, results, dropped, already=already)
+    return _verify(lake, plan, maps, dropped, already=already)
+
+
+def _waves(results: Iterable[Receipt], maps: list[integrity.FileRecord]) -> Iterator[list[Part]]:
+    """Parts, as many as a wave takes, in the order of the shards; and, on the way, the files of `maps`."""
+
+    def parts() -> Iterator[Part]:
+        for receipt in results:
+            maps.extend(integrity.FileRecord(**file) for file in receipt.files)
+            yield from receipt.parts
+
+    left = parts()
+    while wave := list(islice(left, WAVE_PARTS)):
+        yield wave
 
 
 def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
@@ -83,7 +99,7 @@ def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
                     f"shard {receipt.shard}: its file is {'gone' if size is None else f'of {size} bytes, not {part.bytes}'}; "
                     f"delete runs/{plan.run_id}/receipts/{receipt.shard}.json and run again: the shard is redone"
                 )
-            table = _read_part(
+            table = read_part(
                 lake, root, part, ["item_id"] if part.level == "row" else ["item_id", "input_digest", "n_rows"]
             )
             if table.num_rows != part.rows:
@@ -177,13 +193,14 @@ def _without_published(
     if not published and not withdrawn:
         return parts, 0
     root, kept, gone = lake.predictions(plan.output), [], 0
-    tables = [(part, _read_part(lake, root, part, None)) for part in parts]
-    for part, rows in tables:
+    for part in parts:
         if part.level == "item":  # what failed elsewhere does not keep out what was scored here
+            rows = read_part(lake, root, part, ["item_id", "status"])
             scored = set(rows.filter(pc.equal(rows["status"], "scored"))["item_id"].to_pylist())
             published = {item: status for item, status in published.items() if status == "scored" or item not in scored}
     values = pa.array(sorted(set(published) | withdrawn), pa.string())
-    for part, rows in tables:
+    for part in parts:
+        rows = read_part(lake, root, part, None)
         left = rows.filter(pc.invert(pc.is_in(rows["item_id"], values)))
         gone += rows.num_rows - left.num_rows if part.level == "item" else 0
         if left.num_rows == rows.num_rows:
@@ -221,27 +238,11 @@ def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
     return {item for item, subject in pairs if subject in withdrawn} if withdrawn else set()
 
 
-def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> Part:
-    """Write rows as a part file with page checksums, read it back, and say what it is."""
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
-    data, path = buffer.getvalue(), f"{root}/{stem}.parquet"
-    if not lake.store.put_if_absent(path, data) and lake.store.get(path) != data:
-        raise EnvironmentFailure(f"{path} is there already with other bytes")
-    found = sha256_bytes(lake.store.get(path))
-    if found != sha256_bytes(data):
-        raise EnvironmentFailure(f"{path} reads back other bytes than were written; check the disk")
-    return Part(f"{stem}.parquet", len(data), found, rows.num_rows, level)
-
-
-def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> pa.Table:
-    data = lake.store.get(f"{root}/{part.path}")
-    if sha256_bytes(data) != part.sha256:
-        raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone")
-    try:
-        return pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone") from error
+def _is_committed(lake: Lake, plan: Plan, number: int) -> bool:
+    """Whether the table has a wave."""
+    table = delta.open_table(lake, lake.predictions(plan.output))
+    last = None if table is None else table.transaction_version(plan.run_id)
+    return last is not None and last >= number
 
 
 def is_published(lake: Lake, plan: Plan) -> bool:
@@ -250,7 +251,7 @@ def is_published(lake: Lake, plan: Plan) -> bool:
     return table is not None and table.transaction_version(plan.run_id) is not None
 
 
-def _verify(lake: Lake, plan: Plan, results: Sequence[Receipt], dropped: int, *, already: bool) -> Committed:
+def _verify(lake: Lake, plan: Plan, maps: Sequence[integrity.FileRecord], dropped: int, *, already: bool) -> Committed:
     """Reopen the table and hold it to what was fixed for each wave; then record what was written."""
     table = delta.open_table(lake, lake.predictions(plan.output))
     root = lake.predictions(plan.output)
@@ -269,7 +270,6 @@ def _verify(lake: Lake, plan: Plan, results: Sequence[Receipt], dropped: int, *,
         )
     parts = [part for fixed in published.values() for part in fixed]
     files = [integrity.FileRecord(f"{root}/{p.path}", p.bytes, p.sha256) for p in parts]
-    maps = [integrity.FileRecord(**file) for receipt in results for file in receipt.files]
-    integrity.record(lake, files + maps, plan.run_id, once=True)
+    integrity.record(lake, [*files, *maps], plan.run_id, once=True)
     rows = sum(part.rows for part in parts if part.level == "item")
     return Committed(table.version(), len(parts), rows, dropped, already)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..jobs import receipts
-from ..jobs.commit import write_part
 from ..jobs.ledger import Shard
+from ..jobs.parts import write_part
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..jobs.task import DenseMap, Result, Task
