@@ -31,6 +31,7 @@ class _Hand:
     since: float
     """When it began with the first."""
     shards: dict[str, Shard] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 class Dispatcher(Generic[W]):
@@ -75,7 +76,7 @@ class Dispatcher(Generic[W]):
     def done(self, worker: W, receipt: Receipt) -> bool:
         """A worker's shard has its receipt. Whether that is news."""
         hand, now = self._hands[worker], self._clock()
-        cost = _cost(hand.shards[receipt.shard])
+        cost = hand.costs[receipt.shard]
         if cost > 0:
             self._rates.append((now - hand.since) / cost)
         self._let_go(worker, receipt.shard)
@@ -100,12 +101,13 @@ class Dispatcher(Generic[W]):
         if not hand.shards:
             hand.since = self._clock()
         hand.shards[shard.shard] = shard
+        hand.costs[shard.shard] = float(pc.sum(shard.units["cost"]).as_py() or 0.0)
         self._sort(worker)
         return worker, shard
 
     def _let_go(self, worker: W, shard: str) -> None:
         hand = self._hands[worker]
-        del hand.shards[shard]
+        del hand.shards[shard], hand.costs[shard]
         hand.since = self._clock()
         self._sort(worker)
 
@@ -123,15 +125,14 @@ class Dispatcher(Generic[W]):
         """Copies, for idle workers, of what others are late with: first of what began first."""
         if len(self._rates) < KNOWN:
             return
-        usual, now = statistics.median(self._rates), self._clock()
-        for hand in sorted((hand for hand in self._hands.values() if hand.shards), key=lambda hand: hand.since):
-            first = next(iter(hand.shards.values()))
-            if now - hand.since <= max(LATE_SECONDS, LATE * usual * _cost(first)):
+        now = self._clock()
+        may_be = [hand for hand in self._hands.values() if hand.shards and now - hand.since > LATE_SECONDS]
+        if not may_be:
+            return
+        usual = statistics.median(self._rates)
+        for hand in sorted(may_be, key=lambda hand: hand.since):
+            if now - hand.since <= LATE * usual * next(iter(hand.costs.values())):
                 continue
             for name in list(hand.shards):
                 if self._idle and (copy := self._ledger.copy(name)) is not None:
                     yield self._give(next(iter(self._idle)), copy)
-
-
-def _cost(shard: Shard) -> float:
-    return float(pc.sum(shard.units["cost"]).as_py() or 0.0)

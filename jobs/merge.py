@@ -19,6 +19,8 @@ LARGE = 128 * 2**20
 """Bytes at which a merged file is full; it is held in memory as it is made."""
 ROWS = 2**17
 """Rows of a row group in a merged file."""
+JOINED = 256
+"""Parts that are held apart: each of a few rows takes some forty kilobytes until it is joined with others."""
 
 
 def merge(lake: Lake, plan: Plan, number: int, parts: list[Part]) -> list[Part]:
@@ -48,16 +50,15 @@ def _merged(lake: Lake, plan: Plan, number: int, parts: Sequence[Part]) -> Itera
 
 def _row_groups(lake: Lake, root: str, parts: Sequence[Part]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
-    count = 0
-    for part in parts:
-        table = read_part(lake, root, part, None)
-        held.append(table)
-        count += table.num_rows
-        if count >= ROWS:
-            yield pa.concat_tables(held).combine_chunks()
-            held, count = [], 0
-    if held:
-        yield pa.concat_tables(held).combine_chunks()
+    tables: list[pa.Table] = []
+    for number, part in enumerate(parts, start=1):
+        tables.append(read_part(lake, root, part, None))
+        if len(tables) == JOINED or number == len(parts):
+            held.append(pa.concat_tables(tables).combine_chunks())
+            tables = []
+            if sum(table.num_rows for table in held) >= ROWS or number == len(parts):
+                yield pa.concat_tables(held).combine_chunks()
+                held = []
 
 
 class _File:

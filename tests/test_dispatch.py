@@ -102,10 +102,8 @@ def test_late_is_late_for_a_shards_cost(lake, plan, monkeypatch):
     monkeypatch.setattr(dispatch, "LATE_SECONDS", 0.0)
     workers = Workers(lake, plan, "abc")
     workers.fill()
-    first = next(iter(workers.given["a"].values()))
-    costs = first.units["cost"].to_pylist()
-    large = first.units.set_column(first.units.schema.get_field_index("cost"), "cost", [[100 * c for c in costs]])
-    object.__setattr__(first, "units", large)
+    hand = workers.dispatcher._hands["a"]
+    hand.costs = {name: 100 * cost for name, cost in hand.costs.items()}
     workers.until_only_the_first_is_left()
     workers.now = 150.0
     assert workers.fill() == []  # others took a second each, this one has a hundred times their cost

@@ -70,7 +70,7 @@ def test_a_run_with_slow_workers_ends_sooner_where_what_is_late_is_copied(lake, 
             for path, _ in list(lake.store.list(f"runs/{plan.run_id}/{folder}")):
                 lake.store.delete(path)
         ledger = Ledger(lake, plan, in_process=False)
-        did = run_simulated(lake, ledger, Work(workers=500, slow=0.01), lambda shard, number: (), copies=copies)
+        did = run_simulated(lake, ledger, Work(workers=500, slow=0.01), lambda *_: (), copies=copies)
         assert (ledger.units_done, ledger.open) == (4000, 0)
         took[copies] = did.seconds
     assert took[True] < 0.7 * took[False]
