@@ -265,10 +265,12 @@ def run(
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
     from ..jobs.spec import load_job
+    from ..workers.process import prepare
     from .bars import RunBar
     from .driver import Choice, run_job
     from .show import show_outcome
 
+    prepare()
     spec = load_job(job)
     if workers is not None:
         spec = spec.with_workers(workers)

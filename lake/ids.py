@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ def content_digest(header: Mapping[str, Any], data: Any) -> str:
     running.update(b"\0")
     running.update(data)
     return running.hexdigest()[:32]
+
+
+def content_digests(header: Mapping[str, Any], rows: Iterable[Any]) -> Iterator[str]:
+    """As `content_digest` of each of many that have one header, which is encoded once."""
+    start = hashlib.sha256(canonical_json(header) + b"\0")
+    for data in rows:
+        running = start.copy()
+        running.update(data)
+        yield running.hexdigest()[:32]
 
 
 def keyed(key: bytes, kind: str, *parts: str) -> str:

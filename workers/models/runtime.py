@@ -17,6 +17,11 @@ from ...lake.ids import sha256_bytes
 from ...lake.layout import Lake
 from ...lake.models import Manifest, network_code, own_network, read_file
 
+CPU_LANES = 4
+"""Batches side by side at most, each on its share of the threads."""
+GPU_LANES = 2
+"""One batch is copied while another computes, each on a stream of its own."""
+
 Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -37,23 +42,38 @@ class Networks:
         runtime: Mapping[str, Any] | None = None,
     ) -> None:
         del runtime
-        torch.set_num_threads(threads)
-        _full_precision()
+        self.lanes = min(threads, CPU_LANES) if device == "cpu" else GPU_LANES
+        """Batches that go through the network side by side."""
+        self._threads = max(1, threads // self.lanes) if device == "cpu" else 1
         self.device = torch.device(device)
+        torch.set_num_threads(self._threads)
+        _full_precision()
         load = {"torchscript": _torchscript, "onnx": _onnx, "python": _python}[manifest.runtime]
-        self._forward = [load(lake, manifest, name, task.outputs, self.device, threads) for name in task.steps]
+        self._forward = [load(lake, manifest, name, task.outputs, self.device, self._threads) for name in task.steps]
+
+    def enter(self) -> None:
+        """Set up the thread that calls this for computing."""
+        torch.set_num_threads(self._threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]  # torch has no type for it
 
     def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name, first axis the batch, there and not only on their way: what fails on a device fails here."""
         with torch.inference_mode():
             outputs = self._forward[step](inputs)
             if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+                torch.cuda.current_stream(self.device).synchronize()
             return outputs
 
-    def finite(self, outputs: Mapping[str, torch.Tensor]) -> bool:
-        """Whether no output has NaN or infinite values."""
-        return all(bool(torch.isfinite(value).all()) for value in outputs.values() if value.is_floating_point())
+    def finite(self, outputs: Mapping[str, torch.Tensor], count: int) -> list[bool]:
+        """Of each of `count` windows, whether no output has NaN or infinite values."""
+        values = [value for value in outputs.values() if value.is_floating_point()]
+        if all(
+            bool(torch.isfinite(value.sum())) for value in values
+        ):  # one pass, and no memory: what is not finite stays
+            return [True] * count
+        fine = torch.stack([torch.isfinite(value).reshape(len(value), -1).all(1).cpu() for value in values])
+        return list(fine.all(0)[:count].tolist())
 
     def versions(self) -> str:
         """Of what computes."""
