@@ -90,12 +90,23 @@ class Worker:
 class Crew:
     """The actors of one run: they get what the dispatcher says, and the dead are replaced."""
 
-    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, workers: int, threads: int) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        plan: Plan,
+        ledger: Ledger,
+        workers: int,
+        threads: int,
+        *,
+        kind: type[Worker] = Worker,
+        cpus: float = 1.0,
+    ) -> None:
+        """`kind` and `cpus`, cores that an actor takes, are others where Ray itself is measured."""
         self._ledger = ledger
         self._dispatcher: Dispatcher[Any] = Dispatcher(ledger)
-        self._needs = {"CPU": 1.0, "GPU": 1.0 if plan.device == "cuda" else 0.0}
-        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
-        self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(Worker)
+        self._needs = {"CPU": cpus, "GPU": 1.0 if plan.device == "cuda" else 0.0}
+        settings: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
+        self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(kind)
         self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))
         self._workers = workers
         self._waits: dict[Any, Any] = {}

@@ -12,12 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from ..lake.errors import BusyError, LakeError
 from ..lake.ids import digest
 from ..lake.layout import Lake
-from .plan import Plan
+from .plan import UNITS, Plan
 
 LEASE_SECONDS = float(os.environ.get("DIASTOLE_LEASE_SECONDS", "60"))
 """How long a driver may be silent before another may take its run. It decides who tries, never who may commit."""
@@ -36,6 +37,16 @@ def read_plan(lake: Lake, run_id: str) -> Plan:
         return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"))
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
+
+
+def read_header(lake: Lake, run_id: str) -> Plan:
+    """The plan of a run without its units: what a worker needs, however many there are. Raises LakeError."""
+    try:
+        with lake.store.open(f"{lake.run(run_id)}/plan.parquet") as file:
+            header = json.loads(pq.read_schema(file).metadata[b"diastole"])
+    except FileNotFoundError:
+        raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
+    return Plan(**{"runtime": {}, **header}, units=UNITS.empty_table())
 
 
 def read_record(lake: Lake, run_id: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """One class for where a lake lies: a folder, or any URL that obstore opens (s3://, gs://, az://, memory://)."""
 
+import io
 import os
 import uuid
 from collections.abc import Iterator
@@ -68,6 +69,15 @@ class Store:
             import obstore
 
             return bytes(obstore.get(self._obstore, _check(relative)).bytes())
+
+    def open(self, relative: str) -> Any:
+        """A file to read parts of, as a context. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
+        with self.reading(relative):
+            if self.local is not None:
+                return self.path(relative).open("rb")
+            import obstore
+
+            return io.BufferedReader(_Object(obstore.open_reader(self._obstore, _check(relative))))
 
     def size(self, relative: str) -> int | None:
         """Size in bytes, or None where there is nothing."""
@@ -210,6 +220,30 @@ class Store:
     @property
     def _obstore(self) -> Any:
         return self._remote
+
+
+class _Object(io.RawIOBase):
+    """An object of a store as Python's own kind of file."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = bytes(self._reader.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _check(relative: str) -> str:

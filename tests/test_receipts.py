@@ -1,6 +1,10 @@
 """Who is to blame for a death, told from what is in storage."""
 
+import dataclasses
+import pickle
+
 import made
+import pyarrow as pa
 import pytest
 
 from diastole.cluster.driver import Choice, plan_job
@@ -106,3 +110,16 @@ def test_a_shard_that_comes_back_with_its_receipt_in_storage_is_done(lake, plan)
     receipts.put(lake, Receipt(plan.run_id, shard.shard, 1, scored=2))
     ledger.returned(shard.shard, "the word of it was lost")
     assert ledger.is_done(shard.shard)
+
+
+def test_a_shard_travels_with_its_own_units_only_and_a_worker_reads_a_plan_without_any(lake, plan):
+    shard = Ledger(lake, plan, in_process=False).take()
+    there = pickle.loads(pickle.dumps(shard))
+    assert there.units.equals(shard.units)
+    assert there.session == shard.session
+    many = pa.concat_tables([plan.units] * 100).combine_chunks()
+    cut = dataclasses.replace(shard, units=many.slice(50, shard.units.num_rows))
+    assert len(pickle.dumps(cut)) < 2 * len(pickle.dumps(shard))
+    header = runs.read_header(lake, plan.run_id)
+    assert header == plan
+    assert header.units.num_rows == 0
