@@ -6,7 +6,8 @@ Each point runs in a process of its own, so that its memory is its own, and goes
 Attempts and receipts are real files, one of each for each shard; the workers' time, deaths and failures are made, the
 processor time of the driver is not. From 100,000 shards on, a part file holds the rows of a hundred shards (its receipt
 is that of the first), since writing a million files is what is measured least and takes longest; the time of a commit
-is therefore given by part as well. The plan is made from a table: what planning costs is measured elsewhere.
+is therefore given by part as well. At a million shards, marks of attempts that ended are removed, so that memory holds
+the rest. The plan is made from a table: what planning costs is measured elsewhere.
 """
 
 import argparse
@@ -36,6 +37,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 UNITS_EACH = 10
 GROUPED = 100_000
 """From so many shards on, a part holds the rows of a hundred."""
+FORGOTTEN = 1_000_000
+"""From so many shards on, the mark of an attempt that ended is removed: a folder in memory takes 4 kB for each."""
 COLUMNS = pa.schema([pa.field("score", pa.float64()), pa.field("variance", pa.float64())])
 
 
@@ -44,67 +47,91 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else None)
     parser.add_argument("--name", default="memory", help="how the folder is called in the results")
-    parser.add_argument("--one", action="store_true", help="one point, in this process, printed as JSON")
+    parser.add_argument("--phase", choices=PHASES, help="one phase of a point in this process, at the folder")
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(point(arguments.shards[0], arguments.folder)))
+    if arguments.phase:
+        print(json.dumps(PHASES[arguments.phase](arguments.shards[0], arguments.folder)))
         return
-    path = DOCS / "growth.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
     for shards in arguments.shards:
-        line = [sys.executable, __file__, "--one", "--shards", str(shards), "--folder", str(arguments.folder)]
-        out = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found.setdefault(arguments.name, {})[str(shards)] = json.loads(out)
-        print(shards, out, flush=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    (DOCS / "growth.svg").write_text(drawn(found["memory"]))
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            found = {}
+            for phase in PHASES:
+                line = [sys.executable, __file__, "--phase", phase, "--shards", str(shards), "--folder", folder]
+                out = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+                print(shards, phase, out, flush=True)
+                found |= json.loads(out)
+        keep(arguments.name, found)
 
 
-def point(shards: int, folder: str | None) -> dict[str, Any]:
-    """What so many shards cost."""
-    workers = min(1000, max(10, shards // 10))
-    work = Work(workers, slow=0.001, deaths=0.0005, returns=0.0005)
-    group = 100 if shards >= GROUPED else 1
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        os.environ["DIASTOLE_KEYS"] = f"{made}/keys"
-        lake = Lake.create(f"{made}/lake")
-        plan = made_plan(shards)
-        schema = predictions.table_schema(COLUMNS, pa.schema([]))
-        found: dict[str, Any] = {"shards": shards, "units": plan.units.num_rows, "workers": workers, "group": group}
-        found["plan_mb"] = round(plan.units.nbytes / 2**20, 1)
-        before = rss()
-        ledger = Ledger(lake, plan, in_process=False)
-        found["ledger_mb"] = round(rss() - before, 1)
-        before = rss()
-        begun = time.perf_counter()
-        did = run_simulated(lake, ledger, work, Writer(lake, plan, group))
-        found["simulated_in_s"] = round(time.perf_counter() - begun, 1)
-        found["dispatch_mb"] = round(rss() - before, 1)
-        found["driver_us_per_shard"] = round(did.driver_seconds / shards * 1e6, 1)
-        found["shards_per_driver_s"] = round(shards / did.driver_seconds)
-        found |= {"with_copies": spread(did, workers), "events": did.events}
-        before = rss()
-        begun = time.perf_counter()
-        ledger = Ledger(lake, plan, in_process=False)
-        found["resume_s"] = round(time.perf_counter() - begun, 2)
-        found["resume_mb"] = round(rss() - before, 1)
-        begun, before = time.perf_counter(), peak()
-        done = commit(lake, plan, ledger, schema)
-        found["commit_s"] = round(time.perf_counter() - begun, 2)
-        found["commit_peak_mb"] = round(peak() - before, 1)
-        found["commit_ms_per_part"] = round(found["commit_s"] / (shards / group) * 1e3, 2)
-        found |= {"rows": done.rows, "table_files": done.parts}
-        if done.rows != plan.units.num_rows:
-            raise SystemExit(f"{plan.units.num_rows} units, {done.rows} rows")
-        table = delta.open_table(lake, lake.predictions(plan.output))
-        sizes = pa.table(table.get_add_actions()).column("size_bytes").to_pylist() if table else []
-        found["table_mb"] = [round(size / 2**20, 2) for size in sizes][:20]
-    if shards < GROUPED:
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            lake = Lake.create(f"{made}/lake")
-            alone = run_simulated(lake, Ledger(lake, plan, in_process=False), work, lambda *_: (), copies=False)
-            found["without_copies"] = spread(alone, workers)
-    return found
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Add a point to docs/growth.json, and draw the curves anew."""
+    path = DOCS / "growth.json"
+    points = json.loads(path.read_text()) if path.exists() else {}
+    points.setdefault(name, {})[str(found["shards"])] = found
+    path.write_text(json.dumps(points, indent=1) + "\n")
+    (DOCS / "growth.svg").write_text(drawn(points["memory"]))
+
+
+def run(shards: int, folder: str) -> dict[str, Any]:
+    """Hand out so many shards, and score them."""
+    os.environ["DIASTOLE_KEYS"] = f"{folder}/keys"
+    lake, plan, work = Lake.create(f"{folder}/lake"), made_plan(shards), made_work(shards)
+    found: dict[str, Any] = {"shards": shards, "units": plan.units.num_rows, "workers": work.workers}
+    found |= {"group": group(shards), "plan_mb": round(plan.units.nbytes / 2**20, 1)}
+    before = rss()
+    ledger = Ledger(lake, plan, in_process=False)
+    found["ledger_mb"] = round(rss() - before, 1)
+    before, begun = rss(), time.perf_counter()
+    did = run_simulated(lake, ledger, work, Writer(lake, plan, group(shards)))
+    found["simulated_in_s"] = round(time.perf_counter() - begun, 1)
+    found["dispatch_mb"] = round(rss() - before, 1)
+    found["driver_us_per_shard"] = round(did.driver_seconds / shards * 1e6, 1)
+    found["shards_per_driver_s"] = round(shards / did.driver_seconds)
+    return found | {"with_copies": spread(did, work.workers), "events": did.events}
+
+
+def without(shards: int, folder: str) -> dict[str, Any]:
+    """The same without copies of what is late."""
+    if shards >= GROUPED:
+        return {}
+    lake, plan, work = Lake.create(f"{folder}/without"), made_plan(shards), made_work(shards)
+    alone = run_simulated(lake, Ledger(lake, plan, in_process=False), work, lambda *_: (), copies=False)
+    return {"without_copies": spread(alone, work.workers)}
+
+
+def publish(shards: int, folder: str) -> dict[str, Any]:
+    """Find the run finished, and commit it."""
+    lake, plan = Lake.open(f"{folder}/lake"), made_plan(shards)
+    before, begun = rss(), time.perf_counter()
+    ledger = Ledger(lake, plan, in_process=False)
+    found = {"resume_s": round(time.perf_counter() - begun, 2), "resume_mb": round(rss() - before, 1)}
+    begun, before = time.perf_counter(), peak()
+    done = commit(lake, plan, ledger, predictions.table_schema(COLUMNS, pa.schema([])))
+    found["commit_s"] = round(time.perf_counter() - begun, 2)
+    found["commit_peak_mb"] = round(peak() - before, 1)
+    found["commit_ms_per_part"] = round(found["commit_s"] / (shards / group(shards)) * 1e3, 2)
+    if done.rows != plan.units.num_rows:
+        raise SystemExit(f"{plan.units.num_rows} units, {done.rows} rows")
+    table = delta.open_table(lake, lake.predictions(plan.output))
+    sizes = pa.table(table.get_add_actions()).column("size_bytes").to_pylist() if table else []
+    return found | {
+        "rows": done.rows,
+        "table_files": done.parts,
+        "table_mb": [round(size / 2**20, 2) for size in sizes][:20],
+    }
+
+
+PHASES = {"run": run, "without": without, "publish": publish}
+
+
+def group(shards: int) -> int:
+    """Shards whose rows are in one part."""
+    return 100 if shards >= GROUPED else 1
+
+
+def made_work(shards: int) -> Work:
+    """One shard in a thousand is met by a slow worker, one in two thousand by a death, and by a failure of storage."""
+    return Work(min(1000, max(10, shards // 10)), slow=0.001, deaths=0.0005, returns=0.0005)
 
 
 def spread(did: Simulated, workers: int) -> dict[str, float]:
@@ -118,9 +145,12 @@ class Writer:
 
     def __init__(self, lake: Lake, plan: Plan, group: int) -> None:
         self.lake, self.plan, self.group = lake, plan, group
+        self.forget = len(plan.units) >= FORGOTTEN * UNITS_EACH
 
     def __call__(self, shard: Shard, number: int) -> tuple[Part, ...]:
         """The parts of a shard and an attempt."""
+        if self.forget:
+            self.lake.store.delete(f"{self.lake.run(self.plan.run_id)}/attempts/{shard.shard}.{number}")
         units = shard.units
         if self.group > 1:
             if "-" in shard.shard:

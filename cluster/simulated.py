@@ -137,10 +137,9 @@ class _Run:
         seconds = work.seconds * chance.lognormvariate(0.0, work.spread)
         seconds *= work.times if chance.random() < work.slow else 1.0
         luck = chance.random()
-        refused = shard.units["refused_code"].to_pylist()
-        items = [i for i, code in zip(shard.units["item_id"].to_pylist(), refused, strict=True) if code is None]
         what = "died" if luck < work.deaths else "returned" if luck < work.deaths + work.returns else "done"
-        what = "died" if work.poisoned.intersection(items) else what
+        if work.poisoned and work.poisoned.intersection(row["item_id"] for row in shard.rows if not row["refused"]):
+            what = "died"
         seconds *= 1.0 if what == "done" else chance.random()
         heapq.heappush(self._events, (self._now + seconds, next(self._order), what, worker.name, seconds))
 
@@ -157,7 +156,7 @@ class _Run:
                 self._timed(self._dispatcher.returned, worker.name, shard.shard, "made")
             return
         shard = worker.mailbox.popleft()
-        failed = sum(code is not None for code in shard.units["refused_code"].to_pylist())
+        failed = shard.units.num_rows - shard.units["refused_code"].null_count
         receipt = Receipt(
             self._ledger.plan.run_id,
             shard.shard,
