@@ -22,8 +22,8 @@ ALLOWED = "DIASTOLE_ALLOW_CODE"
 START_SECONDS = 300.0
 """How long the first worker may take to start."""
 
-Reply = tuple[str, Receipt | str, str]
-"""(done, receipt, '') or (returned|stopped, shard, reason)."""
+Reply = tuple[str, Receipt | str]
+"""(done, receipt) or (returned|stopped, reason)."""
 
 
 class Worker:
@@ -32,7 +32,7 @@ class Worker:
     def __init__(self, lake_root: str, run_id: str, threads: int, allowed: str) -> None:
         os.environ[ALLOWED] = allowed  # a Ray that runs already has the environment of whoever started it
         self._given: Queue[Shard] = Queue()
-        self._replies: Queue[Reply] = Queue()
+        self._ends: dict[str, Queue[Reply]] = {}
         self._open = (lake_root, run_id, threads)
 
     def start(self) -> str | None:
@@ -46,17 +46,12 @@ class Worker:
         Thread(target=self._run, name="work", daemon=True).start()
         return None
 
-    def give(self, shard: Shard) -> None:
-        """Put a shard into the mailbox."""
+    def score(self, shard: Shard) -> Reply:
+        """Put a shard into the mailbox, and wait for its end."""
+        end: Queue[Reply] = Queue(1)
+        self._ends[shard.shard] = end
         self._given.put(shard)
-
-    def reply(self) -> list[Reply]:
-        """Wait for the next shard's end."""
-        replies = [self._replies.get()]
-        with suppress(Empty):
-            while True:
-                replies.append(self._replies.get_nowait())
-        return replies
+        return end.get()
 
     def _run(self) -> None:
         failures = 0
@@ -67,15 +62,16 @@ class Worker:
                 for receipt in self._engine.work(self._shards(begun, over), over.set):
                     begun.remove(receipt.shard)
                     # Which files there are is read from storage, by who publishes them.
-                    self._replies.put(("done", replace(receipt, parts=(), files=()), ""))
+                    self._ends.pop(receipt.shard).put(("done", replace(receipt, parts=(), files=())))
                     failures = 0
             except EnvironmentFailure as error:
                 failures += 1
                 time.sleep(min(30.0, PAUSE * 2 ** (failures - 1)))
                 for shard in begun:
-                    self._replies.put(("returned", shard, str(error)))
+                    self._ends.pop(shard).put(("returned", str(error)))
             except Exception as error:  # noqa: BLE001 - told to the driver, which stops the run with it
-                self._replies.put(("stopped", ",".join(begun), f"{type(error).__name__}: {error}"))
+                for end in self._ends.values():
+                    end.put(("stopped", f"{type(error).__name__}: {error}"))
                 return
 
     def _shards(self, begun: list[str], over: Event) -> Iterator[Shard]:
@@ -109,8 +105,10 @@ class Crew:
         self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(kind)
         self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))
         self._workers = workers
-        self._waits: dict[Any, Any] = {}
-        """What each living actor is waited for."""
+        self._actors: set[Any] = set()
+        """Those that live."""
+        self._waits: dict[Any, tuple[Any, str | None]] = {}
+        """What is waited for: an actor's start, or its end with a shard."""
         self._unexplained = 0
         self._made = time.perf_counter()
         self._begun: float | None = None
@@ -127,10 +125,10 @@ class Crew:
                 for reference in self._ready():
                     self._answer(reference, on_receipt)
                 for actor, shard in self._dispatcher.fill():
-                    actor.give.remote(shard)
+                    self._waits[actor.score.remote(shard)] = actor, shard.shard
                 self._check_started()
         finally:
-            for actor in self._waits.values():
+            for actor in self._actors:
                 ray.kill(actor)  # one that waits for a shard would stay, with its model, as long as Ray does
         return self._begun or time.perf_counter()
 
@@ -156,36 +154,43 @@ class Crew:
     def _welcome(self) -> None:
         self._made = time.perf_counter()
         actor = self._kind.remote(*self._arguments)
-        self._waits[actor.start.remote()] = actor
+        self._actors.add(actor)
+        self._waits[actor.start.remote()] = actor, None
 
     def _answer(self, reference: Any, on_receipt: Callable[[Receipt], None]) -> None:
-        actor = self._waits.pop(reference)
+        actor, shard = self._waits.pop(reference)
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayActorError:
-            self._unexplained = 0 if self._dispatcher.died(actor) else self._unexplained + 1
-            if self._unexplained >= RETURNS:
-                raise EnvironmentFailure(
-                    f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"
-                ) from None
-            if self._ledger.open > len(self._waits):
-                self._welcome()
+            self._bury(actor)
             return
-        self._waits[actor.reply.remote()] = actor
-        if isinstance(answer, str):
+        if shard is not None:
+            self._take(actor, shard, answer, on_receipt)
+            return
+        if answer is not None:
             raise ModelError(answer)
-        if answer is None:
-            self._begun = self._begun or time.perf_counter()
-            self._dispatcher.join(actor)
-            return
-        for reply in answer:
-            self._take(actor, reply, on_receipt)
+        self._begun = self._begun or time.perf_counter()
+        self._dispatcher.join(actor)
 
-    def _take(self, actor: Any, reply: Reply, on_receipt: Callable[[Receipt], None]) -> None:
-        kind, what, reason = reply
-        if kind == "stopped":
-            raise EnvironmentFailure(f"a worker stopped at shard {what}: {reason}")
-        if isinstance(what, str):
-            self._dispatcher.returned(actor, what, reason)
-        elif self._dispatcher.done(actor, what):
-            on_receipt(what)
+    def _bury(self, actor: Any) -> None:
+        """An actor died, which each shard that it had says."""
+        if actor not in self._actors:
+            return
+        self._actors.remove(actor)
+        self._unexplained = 0 if self._dispatcher.died(actor) else self._unexplained + 1
+        if self._unexplained >= RETURNS:
+            raise EnvironmentFailure(
+                f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"
+            )
+        if self._ledger.open > len(self._actors):
+            self._welcome()
+
+    def _take(self, actor: Any, shard: str, reply: Reply, on_receipt: Callable[[Receipt], None]) -> None:
+        kind, what = reply
+        if isinstance(what, Receipt):
+            if self._dispatcher.done(actor, what):
+                on_receipt(what)
+        elif kind == "returned":
+            self._dispatcher.returned(actor, shard, what)
+        else:
+            raise EnvironmentFailure(f"a worker stopped at shard {shard}: {what}")

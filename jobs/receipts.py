@@ -172,7 +172,7 @@ def deaths(lake: Lake, run_id: str, session: str, is_done: Callable[[str], bool]
 
 def open_attempts(lake: Lake, run_id: str, shard: str, session: str) -> list[int]:
     """Attempts at a shard that this session has begun and that have no end yet."""
-    found = []
+    found: list[int] = []
     for number in count(1):
         path = f"{_folder(lake, run_id)}/{shard}.{number}"
         try:
