@@ -310,6 +310,7 @@ def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_i
     monkeypatch.setattr(merge, "SMALL", sizes[-1])  # at least one is as large
     monkeypatch.setattr(merge, "LARGE", 1)
     monkeypatch.setattr(merge, "ROWS", 10)
+    monkeypatch.setattr(merge, "JOINED", 1)
     done = scored.commit()
     assert done.parts > len(merged(cohort)) > 1
     assert done.rows == 40
