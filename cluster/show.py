@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jobs import runs
+from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
 from ..lake import delta, predictions, quarantine
 from ..lake.errors import SpecError
@@ -101,7 +102,10 @@ def _kind(row: dict[str, Any]) -> str:
     if row["signal"]:
         return f"{row['signal']['rate']:g} Hz, {len(row['signal']['channels'])} channels"
     geometry = row["geometry"] or {}
-    return f"{geometry.get('orientation')}, {'×'.join(f'{s:g}' for s in geometry.get('spacing') or [])} mm"
+    spacing = "×".join(f"{s:g}" for s in geometry.get("spacing") or [])
+    if axes_of(row) == "cyx":
+        return f"{spacing} mm" if spacing else ""
+    return f"{geometry.get('orientation')}, {spacing} mm"
 
 
 def show_models(lake: Lake, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Part files: rows of a shard, or of many, in Parquet with page checksums."""
 
 import io
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +15,15 @@ from .receipts import Part
 def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> Part:
     """Write rows as a part file with page checksums, read it back, and say what it is."""
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(rows, buffer, **written_with(rows.schema))
     return put_part(lake, root, stem, buffer.getvalue(), rows.num_rows, level)
+
+
+def written_with(schema: pa.Schema) -> dict[str, Any]:
+    """How part files are written."""
+    # Dictionaries pay where values repeat; trying one on ids and numbers took half of the time.
+    words = [f.name for f in schema if pa.types.is_string(f.type) and f.name not in ("item_id", "input_digest")]
+    return {"compression": "zstd", "use_dictionary": words, "write_page_checksum": True}
 
 
 def put_part(lake: Lake, root: str, stem: str, data: bytes, rows: int, level: str) -> Part:

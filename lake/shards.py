@@ -21,29 +21,48 @@ MISSING = 2**64 - 1
 
 
 def write_sharded(
-    lake: Lake, path: str, data: np.ndarray, chunks: Sequence[int], shards: Sequence[int], dimensions: Sequence[str]
+    lake: Lake,
+    path: str,
+    data: np.ndarray,
+    chunks: Sequence[int],
+    shards: Sequence[int],
+    dimensions: Sequence[str],
+    *,
+    plain: bool = False,
 ) -> None:
-    """Write `data` as an array at `path`: `shards` are multiples of `chunks`. Not durable before the store is synced."""
+    """Write `data` as an array at `path`: `shards` are multiples of `chunks`. Not durable before the store is synced.
+
+    `plain` chunks are stored as they are, with a crc32c, instead of in zstd.
+    """
     for place in product(*(range(-(-size // shard)) for size, shard in zip(data.shape, shards, strict=True))):
         key = "/".join(map(str, place))
-        lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards), durable=False)
-    lake.store.put(f"{path}/zarr.json", _metadata(data, chunks, shards, dimensions), durable=False)
+        lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards, plain=plain), durable=False)
+    lake.store.put(f"{path}/zarr.json", _metadata(data, chunks, shards, dimensions, plain=plain), durable=False)
 
 
-def _shard(data: np.ndarray, place: Sequence[int], chunks: Sequence[int], shards: Sequence[int]) -> bytes:
+def _shard(
+    data: np.ndarray, place: Sequence[int], chunks: Sequence[int], shards: Sequence[int], *, plain: bool
+) -> bytes:
     """One shard: its chunks in C order, then the index."""
     import google_crc32c
     from numcodecs import Zstd
 
-    encode = Zstd(level=ZSTD_LEVEL, checksum=True).encode
-    pieces, index, offset = [], [], 0
+    zstd = Zstd(level=ZSTD_LEVEL, checksum=True).encode
+    pieces: list[Any] = []
+    index, offset = [], 0
     for chunk in _chunks(data, place, chunks, shards):
         if chunk is None:
             index.append((MISSING, MISSING))
             continue
-        pieces.append(encode(chunk))
-        index.append((offset, len(pieces[-1])))
-        offset += len(pieces[-1])
+        if plain:
+            values = bytes(chunk.data)
+            pieces += [values, struct.pack("<I", google_crc32c.value(values))]
+            size = len(values) + 4
+        else:
+            pieces.append(zstd(chunk))
+            size = len(pieces[-1])
+        index.append((offset, size))
+        offset += size
     table = np.array(index, "<u8").tobytes()
     return b"".join([*pieces, table, struct.pack("<I", google_crc32c.value(table))])
 
@@ -66,11 +85,14 @@ def _chunks(
         yield np.ascontiguousarray(piece)
 
 
-def _metadata(data: np.ndarray, chunks: Sequence[int], shards: Sequence[int], dimensions: Sequence[str]) -> bytes:
+def _metadata(
+    data: np.ndarray, chunks: Sequence[int], shards: Sequence[int], dimensions: Sequence[str], *, plain: bool
+) -> bytes:
     little = {"name": "bytes", "configuration": {"endian": "little"}}
+    zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
     inner = {
         "chunk_shape": list(chunks),
-        "codecs": [little, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}],
+        "codecs": [little, {"name": "crc32c"} if plain else zstd],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from .decode import Decoded
 from .sources import IngestOptions, Source, acquired_at
 
 Row = dict[str, Any]
+MAPPED = 2**20
+"""Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Image:
     """An image that waits for its pack."""
 
     data: np.ndarray
-    """(C, H, W), mapped: its file may be removed meanwhile."""
+    """(C, H, W); mapped where the stack is large: its file may be removed meanwhile."""
     meta: Mapping[str, Any]
     like: bytes
     """Shape, dtype and meta as they are hashed: images that are equal in it share a pack."""
@@ -125,8 +127,10 @@ def _array_claim(
 def _images(
     lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded, entry: Mapping[str, Any]
 ) -> Iterator[Claim]:
-    mapped = np.load(decoded.file(entry["file"]), mmap_mode="r", allow_pickle=False)
-    images, meta, key = np.asarray(arrays.check_dtype(mapped)), dict(entry["meta"]), source.natural_key
+    file = decoded.file(entry["file"])
+    mode: Literal["r"] | None = "r" if file.stat().st_size > MAPPED else None
+    found = arrays.check_dtype(np.load(file, mmap_mode=mode, allow_pickle=False))
+    images, meta, key = np.asarray(found), dict(entry["meta"]), source.natural_key
     if images.ndim != 4 or not images.flags.c_contiguous:
         raise ValueError("axes")
     header = arrays.header(images.shape[1:], images.dtype, meta)
@@ -137,12 +141,12 @@ def _images(
     shared["attributes"] = canonical_json(entry["attributes"]).decode()
     if meta["spacing"] is not None:
         shared["geometry"] = {"spacing": meta["spacing"], "orientation": None, "affine": None}
-    for number, found in enumerate(content_digests(header, images)):
+    for number, digest in enumerate(content_digests(header, images)):
         row = shared.copy()
         if entry["numbered"]:
             row["item_id"] = lake.item_id(dataset, f"{key}#{number}")
             row["name"] = None if row["name"] is None else f"{row['name']}#{number}"
-        row["content_digest"] = found
+        row["content_digest"] = digest
         yield Claim(row, image=Image(images[number], meta, like))
 
 
