@@ -149,7 +149,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     console.print(f"  not planned: {_counts(plan.skipped)}")
     if plan.refusals:
         console.print(f"  refused before any compute: {_counts(plan.refusals)}")
-        first = next(row for row in plan.units.to_pylist() if row["refused_code"])
+        [first] = plan.units.filter(plan.units["refused_code"].is_valid()).slice(0, 1).to_pylist()
         console.print(f"    first: item {first['item_id']}: {first['refused']}")
 
 

@@ -12,13 +12,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from ..lake.errors import BusyError, LakeError
 from ..lake.ids import digest
 from ..lake.layout import Lake
-from .plan import UNITS, Plan
+from .plan import Plan
 
 LEASE_SECONDS = float(os.environ.get("DIASTOLE_LEASE_SECONDS", "60"))
 """How long a driver may be silent before another may take its run. It decides who tries, never who may commit."""
@@ -31,22 +30,13 @@ def start(lake: Lake, plan: Plan) -> None:
     lake.store.put_if_absent(f"{folder}/plan.parquet", plan.to_bytes())
 
 
-def read_plan(lake: Lake, run_id: str) -> Plan:
-    """The plan of a run. Raises LakeError where there is no such run."""
-    try:
-        return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"))
-    except FileNotFoundError:
-        raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
-
-
-def read_header(lake: Lake, run_id: str) -> Plan:
-    """The plan of a run without its units: what a worker needs, however many there are. Raises LakeError."""
+def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
+    """The plan of a run, or all but its units. Raises LakeError where there is no such run."""
     try:
         with lake.store.open(f"{lake.run(run_id)}/plan.parquet") as file:
-            header = json.loads(pq.read_schema(file).metadata[b"diastole"])
+            return Plan.from_file(file, units=units)
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
-    return Plan(**{"runtime": {}, **header}, units=UNITS.empty_table())
 
 
 def read_record(lake: Lake, run_id: str) -> dict[str, Any] | None:
@@ -86,8 +76,8 @@ def resolve(lake: Lake, prefix: str) -> str:
 def unfinished(lake: Lake, job_name: str) -> list[Plan]:
     """Plans of this job's runs that have not ended."""
     open_runs = [run for run in list_runs(lake) if lake.store.size(f"runs/{run}/run.json") is None]
-    plans = [read_plan(lake, run) for run in open_runs]
-    return [plan for plan in plans if plan.job["name"] == job_name]
+    own = [run for run in open_runs if read_plan(lake, run, units=False).job["name"] == job_name]
+    return [read_plan(lake, run) for run in own]
 
 
 @contextmanager

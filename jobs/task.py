@@ -133,12 +133,16 @@ class Task(ABC):
         del read
 
     def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
-        """(code, reason) why a unit's items rows cannot be scored, beyond what the contract says."""
+        """(code, reason) why a unit's items cannot be scored, beyond what the contract says.
+
+        Of an item it is told modality, shape, dtype, nbytes, orientation and spacing, signal, sequence, permitted use and
+        attributes, and as `row` 0 where it is in a pack: it is asked once for all units that agree in these.
+        """
         del items
         return None
 
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
-        """Relative cost of a unit, by which shards are cut: bytes of what goes through the network."""
+        """Relative cost of a unit, by which shards are cut: bytes of what goes through the network. Told as `refuse` is."""
         return float(sum(item["nbytes"] or 0 for item in items.values()))
 
     @abstractmethod

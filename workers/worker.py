@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..jobs.runs import read_header
+from ..jobs.runs import read_plan
 from ..lake.errors import ModelError
 from ..lake.layout import Lake
 from ..lake.models import load, read_file
@@ -20,7 +20,7 @@ def open_engine(lake_root: str, run_id: str, threads: int) -> "Engine":
     from .models.runtime import Networks
 
     lake = Lake.open(lake_root)
-    plan = read_header(lake, run_id)
+    plan = read_plan(lake, run_id, units=False)  # a shard brings its own
     manifest = load(lake, plan.model)
     if manifest.model_digest != plan.model_digest:
         raise ModelError(
