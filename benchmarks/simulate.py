@@ -28,8 +28,9 @@ from diastole.cluster.simulated import Simulated, Work, made_rows, run_simulated
 from diastole.jobs.commit import commit
 from diastole.jobs.ledger import Ledger, Shard
 from diastole.jobs.parts import write_part
-from diastole.jobs.plan import INPUT, UNITS, Plan
+from diastole.jobs.plan import UNITS, Plan
 from diastole.jobs.receipts import Part
+from diastole.jobs.units import INPUT
 from diastole.lake import delta, predictions
 from diastole.lake.layout import Lake
 

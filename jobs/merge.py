@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from ..lake.ids import sha256_bytes
 from ..lake.layout import Lake
-from .parts import put_part, read_part, written_with
+from .parts import encoding, put_part, read_part
 from .plan import Plan
 from .receipts import Part
 
@@ -76,7 +76,7 @@ class _File:
     def add(self, rows: pa.Table) -> None:
         """Write a row group."""
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._sink, rows.schema, **written_with(rows.schema))
+            self._writer = pq.ParquetWriter(self._sink, rows.schema, write_page_checksum=True, **encoding(rows.schema))
         self._writer.write_table(rows, row_group_size=rows.num_rows)
 
     def close(self) -> bytes:

@@ -96,7 +96,7 @@ class Engine:
             _Stage("write", writer.run, written, on_error=(ahead, written)),
         ]
         try:
-            yield from self._compute(ahead, written)
+            yield from self._compute(ahead, Outbox(written))
         except Closed:
             pass  # another stage failed, and says why below
         finally:
@@ -177,7 +177,7 @@ class Engine:
             raw = {role: unit.data.data[role][region] for role, region in window.regions.items()}
             return self.task.prepare(unit.state, window, raw)
 
-    def _compute(self, ahead: ByteQueue[Any], written: ByteQueue[Any]) -> Iterator[Receipt]:
+    def _compute(self, ahead: ByteQueue[Any], written: Outbox[Any]) -> Iterator[Receipt]:
         """What was read goes through the network; receipts come back through the same queue, and out."""
         reading, unwritten, current = True, 0, None
         ending: deque[OpenShard] = deque()
@@ -203,8 +203,9 @@ class Engine:
                 elif current is not None:
                     self._enter(kind, value, current, written)
         written.put(("stop", None))
+        written.flush()
 
-    def _begin(self, shard: Shard, written: ByteQueue[Any]) -> OpenShard:
+    def _begin(self, shard: Shard, written: Outbox[Any]) -> OpenShard:
         number = receipts.mark_attempt(
             self.lake,
             self.plan.run_id,
@@ -217,7 +218,7 @@ class Engine:
         written.put(("begin", (shard, number)))
         return OpenShard(shard, Batcher(self.task, self._lanes, self.plan.batch, self._prepared), time.perf_counter())
 
-    def _enter(self, kind: str, value: Any, into: OpenShard, written: ByteQueue[Any]) -> None:
+    def _enter(self, kind: str, value: Any, into: OpenShard, written: Outbox[Any]) -> None:
         """Take in what was read of a shard, and get on with its batches."""
         if kind == "window":
             into.batcher.place(*value)
@@ -231,11 +232,12 @@ class Engine:
             into.batcher.whole(unit)
         self._advance(into, written, below=self._budget, patient=True)
 
-    def _end(self, done: OpenShard, written: ByteQueue[Any]) -> None:
+    def _end(self, done: OpenShard, written: Outbox[Any]) -> None:
         seconds = {"read": done.read_seconds, "compute": done.batcher.seconds}
         written.put(("end", (done.shard.shard, {**seconds, "shard": time.perf_counter() - done.begun})))
+        written.flush()
 
-    def _advance(self, opened: OpenShard, written: ByteQueue[Any], *, below: float, patient: bool) -> bool:
+    def _advance(self, opened: OpenShard, written: Outbox[Any], *, below: float, patient: bool) -> bool:
         """Send and take in batches until what waits holds no more than `below`, and pass on what is done.
 
         True when that is so; False where that would mean to wait for a lane, and the caller is not `patient`.
@@ -252,7 +254,7 @@ class Engine:
             if not batcher.step(below):
                 return True
 
-    def _settle(self, unit: OpenUnit, batcher: Batcher, shard: str, written: ByteQueue[Any]) -> None:
+    def _settle(self, unit: OpenUnit, batcher: Batcher, shard: str, written: Outbox[Any]) -> None:
         """A unit's step is over: the next one, or its result."""
         try:
             if unit.error is None:

@@ -46,24 +46,26 @@ class ShardWriter:
     def run(self, written: ByteQueue[Any]) -> None:
         """Take messages of shards, which may overlap, until stop."""
         open_shards: dict[str, _Open] = {}
-        while (message := written.get()) is not None:
-            kind, value = message
-            if kind == "begin":
-                open_shards[value[0].shard] = _Open(*value)
-                continue
-            if kind == "stop":
-                return
-            begun = time.perf_counter()
-            opened = open_shards[value[0]]
-            if kind == "unit":
-                self._take(opened, *value[1:])
-            elif kind == "block":
-                self._take_block(opened, *value[1:])
-            elif kind == "lost":
-                opened.together.append(value[1:])
-            opened.seconds += time.perf_counter() - begun
-            if kind == "end":
-                self._on_receipt(self._close(open_shards.pop(value[0]), value[1]))
+        while (messages := written.get()) is not None:
+            for kind, value in messages:
+                if kind == "stop":
+                    return
+                self._follow(kind, value, open_shards)
+
+    def _follow(self, kind: str, value: Any, open_shards: dict[str, "_Open"]) -> None:
+        if kind == "begin":
+            open_shards[value[0].shard] = _Open(*value)
+            return
+        begun, opened = time.perf_counter(), open_shards[value[0]]
+        if kind == "unit":
+            self._take(opened, *value[1:])
+        elif kind == "block":
+            self._take_block(opened, *value[1:])
+        elif kind == "lost":
+            opened.together.append(value[1:])
+        opened.seconds += time.perf_counter() - begun
+        if kind == "end":
+            self._on_receipt(self._close(open_shards.pop(value[0]), value[1]))
 
     def _take(self, opened: "_Open", row: dict[str, Any], result: Result | ItemError) -> None:
         if isinstance(result, ItemError):

@@ -35,11 +35,12 @@ class Closed(Exception):  # noqa: N818 - a signal, not an error
 
 def nbytes_of(value: Any) -> float:
     """Bytes of the arrays in a value: an array, or a mapping, list or tuple of such."""
-    if isinstance(value, Mapping):
-        return sum(nbytes_of(one) for one in value.values())
-    if isinstance(value, list | tuple):
-        return sum(nbytes_of(one) for one in value)
-    return float(getattr(value, "nbytes", 0.0))
+    own = getattr(value, "nbytes", None)
+    if own is not None:
+        return float(own)
+    if isinstance(value, dict | Mapping):
+        return sum(map(nbytes_of, value.values()))
+    return sum(map(nbytes_of, value)) if isinstance(value, list | tuple) else 0.0
 
 
 class ByteQueue(Generic[T]):
