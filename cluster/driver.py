@@ -209,13 +209,12 @@ def _execute(
 def _record(
     lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, times: tuple[float, float, float], *, resumed: bool
 ) -> Outcome:
-    results = [receipt for receipt in ledger.done.values() if receipt.children is None]
     outcome = Outcome(
         run_id=plan.run_id,
         output=plan.output,
         resumed=resumed,
-        scored=sum(r.scored for r in results),
-        failed=sum(r.failed for r in results),
+        scored=ledger.scored,
+        failed=ledger.failed,
         skipped=plan.skipped,
         reasons=plan.reasons,
         dropped=committed.dropped,
@@ -223,10 +222,7 @@ def _record(
         startup_seconds=round(times[1] - times[0], 3),
         table_version=committed.version,
     )
-    stages: dict[str, float] = {}
-    for receipt in results:
-        for stage, value in (receipt.seconds or {}).items():
-            stages[stage] = round(stages.get(stage, 0.0) + value, 3)
+    stages = {stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()}
     record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
     runs.write_record(lake, plan.run_id, {**record, **{k: v for k, v in outcome.__dict__.items() if k != "run_id"}})
     return outcome
