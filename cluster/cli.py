@@ -39,6 +39,7 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 Rows = Annotated[int | None, typer.Option("--limit", min=1, help="Rows to show; without it 20, and all with --json.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this item id; may be given again.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed before.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Over the job's; 0 is this process.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 
 
@@ -241,15 +242,30 @@ def models_show(ref: Annotated[str, typer.Argument(help="name or name@version")]
 
 @app.command()
 def plan(
-    job: JobFile, lake: LakeOption, limit: Limit = None, only: Only = None, retry: Retry = False, as_json: Json = False
+    job: JobFile,
+    lake: LakeOption,
+    limit: Limit = None,
+    only: Only = None,
+    retry: Retry = False,
+    workers: Workers = None,
+    with_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Probe some units, and say what time, memory and price to expect.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say what a run would score, why, and at what cost. Writes nothing."""
+    """Say what a run would score, why, and at what cost. Writes nothing, but an --estimate, which the run is held to."""
     from ..jobs.spec import load_job
-    from .driver import Choice, plan_job
-    from .show import show_plan
+    from .driver import Choice, plan_job, threads_of
+    from .show import note, show_plan
 
-    planned, _, _ = plan_job(_lake(lake), load_job(job), Choice(limit, only or (), retry))
-    show_plan(planned, as_json=as_json)
+    spec, opened = load_job(job).with_workers(workers), _lake(lake)
+    planned, _, _ = plan_job(opened, spec, Choice(limit, only or (), retry), note)
+    found = None
+    if with_estimate:
+        from .estimate import estimate
+
+        found = estimate(opened, planned, spec, threads_of(spec, planned))
+    show_plan(planned, found, as_json=as_json)
 
 
 @app.command()
@@ -260,7 +276,7 @@ def run(
     only: Only = None,
     retry: Retry = False,
     replan: Annotated[bool, typer.Option("--replan", help="Give up an unfinished run and plan anew.")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="Over the job's; 0 is this process.")] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
@@ -269,9 +285,7 @@ def run(
     from .driver import Choice, run_job
     from .show import show_outcome
 
-    spec = load_job(job)
-    if workers is not None:
-        spec = spec.with_workers(workers)
+    spec = load_job(job).with_workers(workers)
     opened = _lake(lake)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
         outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)

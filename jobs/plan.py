@@ -195,7 +195,7 @@ def make_plan(
         output=job.output,
         table_version=-1 if table is None else table.version(),
         device=device,
-        batch=job.resources.batch or manifest.batch,
+        batch=job.resources.batch or runtime.get("batch") or manifest.batch,
         runtime=runtime,
         units=pa.Table.from_pylist(units, UNITS),
         skipped=dict(sorted(skipped.items())),
