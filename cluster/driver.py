@@ -77,7 +77,7 @@ def plan_job(
     """
     manifest = load(lake, job.model)
     task = make_task(manifest, job.task, job.options)
-    device = "cpu" if job.resources.device == "cpu" else _device(job.resources.device)
+    device = device_of(job.resources.device)
     runtime, note = tuned.choose(lake, manifest, device, job.resources)
     if note is not None and noted is not None:
         noted(note)
@@ -253,9 +253,10 @@ def _record(
     return outcome
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
     """`cuda` where the driver says that there is one; only then is torch asked, which takes seconds to import."""
-    if wanted == "auto" and not os.path.exists("/proc/driver/nvidia/version"):  # noqa: PTH110 - a probe, not a path
+    there = os.path.exists("/proc/driver/nvidia/version")  # noqa: PTH110 - a probe, not a path
+    if wanted == "cpu" or (wanted == "auto" and not there):
         return "cpu"
     from ..workers.models.runtime import choose_device
 
