@@ -203,7 +203,7 @@ def plan(
     if with_estimate:
         from .estimate import estimate
 
-        found = estimate(opened, planned, spec, threads_of(spec, planned))
+        found = estimate(opened, planned, spec, threads_of(spec))
     show_plan(planned, found, as_json=as_json)
 
 
@@ -220,10 +220,12 @@ def run(
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
     from ..jobs.spec import load_job
+    from ..workers.process import prepare
     from .bars import RunBar
     from .driver import Choice, run_job
     from .show import show_outcome
 
+    prepare()
     spec = load_job(job).with_workers(workers)
     opened = opened_lake(lake)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices

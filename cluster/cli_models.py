@@ -63,6 +63,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Measure how a model's networks run best on this machine, within its tolerance, and keep that for plans."""
+    from ..workers.process import prepare
     from .show import note, print_json
     from .tune import forget as forget_choice
     from .tune import show_tuned, tune
@@ -70,6 +71,7 @@ def tune(
     if forget:
         print(forget_choice(opened_lake(lake), model, device))
         return
+    prepare()
     found = tune(opened_lake(lake), model, dataset, where, items, device, note)
     if as_json:
         print_json(found)

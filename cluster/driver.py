@@ -206,7 +206,7 @@ def _execute(
     lake: Lake, plan: Plan, ledger: Ledger, job: Job, on_receipt: Callable[[Receipt], None]
 ) -> tuple[float, float]:
     """Score what is left; when work began and when it ended."""
-    workers, threads = job.resources.workers, threads_of(job, plan)
+    workers, threads = job.resources.workers, threads_of(job)
     if workers == 0:
         from .local import run_here
 
@@ -219,10 +219,9 @@ def _execute(
         return Crew(lake, plan, ledger, workers, threads).run(on_receipt), time.perf_counter()
 
 
-def threads_of(job: Job, plan: Plan) -> int:
-    """Threads of each worker: what the job says; else its share of the cores, or fewer where tuning found that faster."""
-    share = max(1, (os.cpu_count() or 1) // max(job.resources.workers, 1))
-    return job.resources.threads or min(share, plan.runtime.get("threads", share))
+def threads_of(job: Job) -> int:
+    """Threads of each worker: what the job says, else its share of the cores."""
+    return job.resources.threads or max(1, (os.cpu_count() or 1) // max(job.resources.workers, 1))
 
 
 def _record(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..lake.errors import BusyError, EnvironmentFailure
+from ..workers.process import ENVIRONMENT
 
 LONGEST = 40
 """Ray puts sockets some 60 letters below its folder, and a socket's path has 107 at most."""
@@ -32,6 +33,8 @@ def private_ray(workers: int) -> Iterator[None]:
     os.environ.update(
         {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     )
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # the workers inherit it
     import ray
 
     folder = _folder()

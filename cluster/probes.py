@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from ..jobs.plan import Plan
 from ..lake.errors import EnvironmentFailure, ModelError
 from ..lake.layout import Lake
+from ..workers.process import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def probe(lake: Lake, plan: Plan, processes: int, threads: int, seconds: float) 
 
 def _start(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "diastole.workers.probe", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**ENVIRONMENT, **os.environ}
+    )
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -9,6 +9,7 @@ Refusal = tuple[str, str]
 """(error code, reason)."""
 
 AXES = {2: "channel time", 3: "zyx", 4: "tzyx"}
+"""By number, of what is an array of its own."""
 VOLTS = {"V": 0, "mV": -3, "uV": -6, "nV": -9}
 """Units that can be converted into each other: powers of ten of a volt."""
 
@@ -20,6 +21,12 @@ def conversion(unit: str | None, wanted: str) -> float | None:
     if unit is None or unit not in VOLTS or wanted not in VOLTS:
         return None
     return float(10.0 ** (VOLTS[unit] - VOLTS[wanted]))
+
+
+def axes_of(item: Mapping[str, Any]) -> str | None:
+    """Axes as stored. What has three is an image (`cyx`) where it is a row of a pack, else a volume (`zyx`)."""
+    count = len(item["shape"] or ())
+    return "cyx" if count == 3 and item.get("row") is not None else AXES.get(count)
 
 
 def refuse(contract: InputContract, item: Mapping[str, Any]) -> Refusal | None:
@@ -54,7 +61,7 @@ def _modality(contract: InputContract, item: Mapping[str, Any]) -> Refusal | Non
 
 def _volume(contract: InputContract, item: Mapping[str, Any]) -> Refusal | None:
     if contract.axes is not None:
-        found = AXES.get(len(item["shape"] or ()), f"{len(item['shape'] or ())} axes")
+        found = axes_of(item) or f"{len(item['shape'] or ())} axes"
         if found != contract.axes:
             return "wrong_axes", f"the model needs axes {contract.axes}, the item has {found}"
     geometry = item["geometry"] or {}

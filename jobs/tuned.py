@@ -32,13 +32,13 @@ def read(lake: Lake, manifest: Manifest, device: str) -> dict[str, Any] | None:
 
 
 def choose(lake: Lake, manifest: Manifest, device: str, resources: Resources) -> tuple[dict[str, Any], str | None]:
-    """(runtime settings of a plan, what to say of them). What the job itself says of batch and threads wins."""
+    """(runtime settings of a plan, what to say of them). A batch that the job itself says wins."""
     kept = read(lake, manifest, device)
     if kept is None:
         return {}, None
     if changed := _changed(kept, manifest, device):
         return {}, f"what was tuned for {manifest.ref} is not used: {changed} changed; tune it again, or --forget it"
-    own = {name for name in ("batch", "threads") if getattr(resources, name) is not None}
+    own = {"batch"} if resources.batch is not None else set()
     return {name: value for name, value in kept["runtime"].items() if name not in own}, None
 
 

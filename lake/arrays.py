@@ -83,7 +83,7 @@ def _write_group(
     from zarr.codecs import ZstdCodec
 
     data = np.ascontiguousarray(data)
-    digest = content_digest(_header(data, meta), data)
+    digest = content_digest(header(data.shape, data.dtype, meta), data)
     path = f"{prefix}/{digest}.zarr"
     with _writing(path):
         healed = recorded is not None and _damaged(lake, path, digest, recorded)
@@ -92,15 +92,14 @@ def _write_group(
             for file, _ in lake.store.list(path):
                 lake.store.delete(file)
         if lake.store.size(f"{path}/zarr.json") is None:  # written last: where it is, the array is whole
-            array = _array(
+            array = with_pipeline(
                 "create_array",
-                _WRITE,
-                lake.store.zarr(path, read_only=False),
-                name=name,
+                WRITE,
+                lake.store.zarr(f"{path}/{name}", read_only=False),  # below a group, zarr would write one of its own
                 shape=data.shape,
                 dtype=data.dtype,
                 chunks=chunks,
-                shards=_shards(data.shape, chunks, data.dtype.itemsize),
+                shards=shards(data.shape, chunks, data.dtype.itemsize),
                 compressors=[ZstdCodec(level=3, checksum=True)],
                 dimension_names=list(dimensions),
                 config={"write_empty_chunks": True},
@@ -141,22 +140,29 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
     """
     meta = read_meta(lake, path)
     name = "signal" if "rate" in meta else "0"
+    with decoding(lake, path):
+        array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
+        data = np.ascontiguousarray(array[...])
+    if content_digest(header(data.shape, data.dtype, meta), data) != expected_digest:
+        raise ItemError(
+            "digest_mismatch",
+            f"its array is not what was planned: damaged, or changed meanwhile; {integrity.how_to_heal(path)}",
+        )
+    return data, meta
+
+
+@contextmanager
+def decoding(lake: Lake, path: str) -> Iterator[None]:
+    """What fails while an array is read: EnvironmentFailure where it is storage, else ItemError."""
     try:
         with lake.store.reading(path):
-            array = _array("open_array", _READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
-            data = np.ascontiguousarray(array[...])
+            yield
     except (RuntimeError, ValueError, OSError) as error:  # an OSError that is left is one of a codec, or: not found
         if said := _OS_ERROR.search(str(error)):
             raise EnvironmentFailure(f"storage failed at {path}: {said[1]}") from error
         raise ItemError(
             "array_unreadable", f"its array cannot be read ({type(error).__name__}); {integrity.how_to_heal(path)}"
         ) from error
-    if content_digest(_header(data, meta), data) != expected_digest:
-        raise ItemError(
-            "digest_mismatch",
-            f"its array is not what was planned: damaged, or changed meanwhile; {integrity.how_to_heal(path)}",
-        )
-    return data, meta
 
 
 _OS_ERROR = re.compile(r"([^:]*) \(os error (?!2\))\d+\)")
@@ -180,7 +186,7 @@ def _writing(path: str) -> Iterator[None]:
 _PIPELINE = threading.Lock()
 
 
-def _array(make: str, pipeline: str, *args: Any, **options: Any) -> Any:
+def with_pipeline(make: str, pipeline: str, *args: Any, **options: Any) -> Any:
     """Make or open an array with a codec pipeline, which zarr takes from its global configuration at that moment."""
     import zarr
 
@@ -189,17 +195,18 @@ def _array(make: str, pipeline: str, *args: Any, **options: Any) -> Any:
         return getattr(zarr, make)(*args, zarr_format=3, **options)
 
 
-_WRITE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+WRITE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 """zarrs 0.2.3 leaves out chunks that hold only zeros, whatever `write_empty_chunks` says; zarr's own writes them."""
-_READ = "zarrs.ZarrsCodecPipeline"
+READ = "zarrs.ZarrsCodecPipeline"
 """Whole local arrays 1.2–1.7 times as fast; it leaves stores that it does not know to zarr's own."""
 
 
-def _header(data: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
-    return {"shape": list(data.shape), "dtype": data.dtype.newbyteorder("<").str, "meta": dict(meta)}
+def header(shape: Sequence[int], dtype: np.dtype[Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What is hashed of an array before its bytes."""
+    return {"shape": list(shape), "dtype": dtype.newbyteorder("<").str, "meta": dict(meta)}
 
 
-def _shards(shape: Sequence[int], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def shards(shape: Sequence[int], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The largest shard of whole chunks that covers the array, or that fits SHARD_BYTES."""
     shard = [-(-max(n, 1) // c) * c for n, c in zip(shape, chunks, strict=True)]
     for axis in range(len(shard)):

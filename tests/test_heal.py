@@ -66,6 +66,16 @@ def test_a_damaged_array_is_written_anew_by_ingest_verify(lake, tmp_path, monkey
     assert ingest(lake, "d", [tmp_path / "src"], VERIFY).healed == 0
 
 
+def test_an_array_whose_writer_was_killed_is_written_whole_by_the_next(lake, monkeypatch):
+    data, meta = np.arange(60).reshape(3, 4, 5), {"spacing": [1, 1, 1], "affine": [1.0] * 16}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lake.store), "sync", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            arrays.write_volume(lake, "datasets/d/arrays", data, meta)
+    stored = arrays.write_volume(lake, "datasets/d/arrays", data, meta)
+    assert np.array_equal(arrays.read_whole(lake, stored.path, stored.content_digest)[0], data)
+
+
 def test_an_array_that_is_written_anew_with_other_bytes_is_recorded_with_them(lake, tmp_path, monkeypatch, volume):
     monkeypatch.setattr(arrays, "SHARD_BYTES", 2 * 64**3)
     path = shards(lake, volume)[0]

@@ -67,6 +67,7 @@ def test_a_library_is_imported_in_its_room_only(library, only):
     [
         "diastole.jobs.plan",
         "diastole.jobs.commit",
+        "diastole.workers.tasks.classify",
         "diastole.workers.tasks.segment",
         "diastole.workers.tasks.events",
         "diastole.workers.tasks.sequence",

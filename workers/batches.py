@@ -1,82 +1,174 @@
-"""Windows of many units into batches, batches through the network, outputs back to their units."""
+"""Windows of many units into batches, batches into the lanes, outputs back to their units."""
 
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.task import Task, Window
-from ..lake.errors import DiastoleError, ItemError
-from .models.runtime import Networks, OutOfMemory, device_errors
+from ..lake.errors import ItemError
+from .faults import blamed
+from .lanes import Lanes, Ran
 from .queue import nbytes_of
 
 if TYPE_CHECKING:
+    from .blocks import Block
     from .engine import OpenUnit
 
 Entry = tuple["OpenUnit", Window, Any]
 
+DEPTH = 4
+"""Batches of a shard that are on their way at most. Fixed, since with it goes what later batches are made of."""
+
+
+@dataclass
+class _Bucket:
+    entries: list[Entry] = field(default_factory=list)
+    weight: float = 0.0
+
+
+@dataclass
+class _Sent:
+    """A batch in a lane, or waiting for one."""
+
+    step: int
+    entries: list[Entry]
+    block: "Block | None"
+    future: "Future[Ran]"
+
 
 class Batcher:
-    """Buckets of windows that may share a batch, within one shard."""
+    """Buckets of windows that may share a batch, within one shard.
 
-    def __init__(
-        self, task: Task, networks: Networks, limit: float, prepare: "Callable[[OpenUnit, Window], Any]"
-    ) -> None:
-        self._task, self._networks, self._limit, self._prepare = task, networks, limit, prepare
-        self._buckets: OrderedDict[Any, list[Entry]] = OrderedDict()
-        self._full: deque[tuple[Any, list[Entry]]] = deque()
+    Results are taken in in the order in which batches were sent, at moments that do not depend on how fast a lane is.
+    """
+
+    def __init__(self, task: Task, lanes: Lanes, limit: float, prepare: "Callable[[OpenUnit, Window], Any]") -> None:
+        self._task, self._lanes, self._limit, self._prepare = task, lanes, limit, prepare
+        self._buckets: OrderedDict[Any, _Bucket] = OrderedDict()
+        self._full: deque[tuple[int, list[Entry], Block | None]] = deque()
+        self._sent: deque[_Sent] = deque()
         self._settled: deque[OpenUnit] = deque()
+        self._scored: deque[tuple[Block, list[Any]]] = deque()
         self._units: dict[int, float] = {}
-        self._windows = 0.0
+        self.nbytes = 0.0
+        """Bytes of units that wait for a batch, and of windows in buckets and lanes."""
         self.seconds = 0.0
-        """Time in the network, encoding included."""
-
-    @property
-    def nbytes(self) -> float:
-        """Bytes of units that wait for a batch, and of windows in buckets."""
-        return sum(self._units.values()) + self._windows
+        """Time in the lanes."""
 
     def place(self, unit: "OpenUnit", window: Window, ready: Any) -> None:
         """Put a prepared window into its bucket."""
         if unit.error is not None:
             return
         key = (unit.step, window.bucket)
-        bucket = self._buckets.setdefault(key, [])
-        if bucket and sum(entry[1].weight for entry in bucket) + window.weight > self._limit:
-            self._full.append((key, self._buckets.pop(key)))
-            bucket = self._buckets.setdefault(key, [])
-        bucket.append((unit, window, ready))
+        bucket = self._buckets.get(key)
+        if bucket is not None and bucket.weight + window.weight > self._limit:
+            self._full.append((unit.step, self._buckets.pop(key).entries, None))
+            bucket = None
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket()
+        bucket.entries.append((unit, window, ready))
+        bucket.weight += window.weight
         unit.open += 1
-        self._windows += nbytes_of(ready)
+        self.nbytes += nbytes_of(ready)
+
+    def block(self, block: "Block") -> None:
+        """Cut a block into batches."""
+        size = max(int(self._limit), 1)
+        for start in range(0, len(block), size):
+            self._full.append((0, [], block.cut(start, start + size)))
+        self.nbytes += block.nbytes
 
     def whole(self, unit: "OpenUnit") -> None:
         """All windows of the unit's step are in, or it failed before."""
         unit.whole = True
-        self._units[id(unit)] = unit.nbytes
+        if id(unit) not in self._units:
+            self._units[id(unit)] = unit.nbytes
+            self.nbytes += unit.nbytes
         self._go_on(unit)
 
-    def settled(self) -> list["OpenUnit"]:
+    def settled(self) -> "list[OpenUnit]":
         """Units whose step is over since the last call."""
         over = list(self._settled)
         self._settled.clear()
         return over
 
-    def compute(self, *, partly: bool) -> bool:
-        """Compute one batch: a full one, or if `partly` the oldest that is not. False where there is nothing to do."""
-        if self._full:
-            (step, _), entries = self._full.popleft()
-        elif partly and self._buckets:
-            (step, _), entries = self._buckets.popitem(last=False)
-        else:
-            return bool(self._settled)
-        self._windows -= sum(nbytes_of(ready) for _, _, ready in entries)
-        for unit, _, _ in entries:
+    def scored(self) -> "list[tuple[Block, list[Any]]]":
+        """Blocks that are done since the last call, with what became of their items."""
+        done = list(self._scored)
+        self._scored.clear()
+        return done
+
+    def step(self, below: float) -> bool:
+        """Get on by one batch, so that what waits holds no more than `below` bytes; with 0, until nothing waits.
+
+        False where there is nothing to do.
+        """
+        last = below == 0.0
+        if self._can_send(last=last):
+            return self._send(*self._full.popleft()) if self._full else self._flush()
+        over = last or self.nbytes > below
+        if self._sent and (self._full or over):
+            return self._take_in()
+        if self._buckets and over:
+            return self._flush()
+        return bool(self._settled or self._scored)
+
+    @property
+    def waits(self) -> bool:
+        """Whether, of the last batches, the next thing to do is to wait for one that is in a lane."""
+        done = not self._sent or self._sent[0].future.done() or self._settled or self._scored
+        return not done and not self._can_send(last=True)
+
+    def _can_send(self, *, last: bool) -> bool:
+        """Whether a batch can go at once: a full one; of the last ones also one that nothing on its way can fill up."""
+        if len(self._sent) >= DEPTH:
+            return False
+        ripe = last and bool(self._buckets) and all(sent.step >= self._earliest()[0] for sent in self._sent)
+        return bool(self._full) or ripe
+
+    def _earliest(self) -> Any:
+        return min(self._buckets, key=lambda key: int(key[0]))
+
+    def _flush(self) -> bool:
+        """The oldest bucket of the earliest step goes partly full."""
+        key = self._earliest()
+        return self._send(key[0], self._buckets.pop(key).entries, None)
+
+    def _send(self, step: int, entries: list[Entry], block: "Block | None") -> bool:
+        entries = [entry for entry in entries if entry[0].error is None or self._leave(entry)]
+        if block is not None:
+            self._sent.append(_Sent(step, [], block, self._lanes.block(block.data, block.meta)))
+        elif entries:
+            self._sent.append(_Sent(step, entries, None, self._lanes.windows(step, [e[2] for e in entries])))
+        return True
+
+    def _leave(self, entry: Entry) -> bool:
+        """A window of a unit that has failed meanwhile does not go through the network. Returns False."""
+        unit, _, ready = entry
+        self.nbytes -= nbytes_of(ready)
+        unit.open -= 1
+        self._go_on(unit)
+        return False
+
+    def _take_in(self) -> bool:
+        """Wait for the batch that was sent first, and give its outputs to their units."""
+        sent = self._sent.popleft()
+        ran = sent.future.result()
+        self.seconds += ran.seconds
+        if sent.block is not None:
+            self.nbytes -= sent.block.nbytes
+            self._scored.append((sent.block, ran.results))
+            return True
+        for (unit, window, ready), result in zip(sent.entries, ran.results, strict=True):
+            self.nbytes -= nbytes_of(ready)
             unit.open -= 1
-        begun = time.perf_counter()
-        self._run(step, entries)
-        self.seconds += time.perf_counter() - begun
-        for unit in {id(entry[0]): entry[0] for entry in entries}.values():
+            if isinstance(result, ItemError):
+                unit.error = unit.error or result
+            else:
+                self._collect(unit, sent.step, window, result)
+        for unit in {id(entry[0]): entry[0] for entry in sent.entries}.values():
             self._go_on(unit)
         return True
 
@@ -93,50 +185,14 @@ class Batcher:
                 unit.error = error
         unit.todo.clear()
         unit.whole = False
-        del self._units[id(unit)]
+        self.nbytes -= self._units.pop(id(unit))
         self._settled.append(unit)
-
-    def _run(self, step: int, entries: Sequence[Entry]) -> None:
-        entries = [entry for entry in entries if entry[0].error is None]
-        if not entries:
-            return
-        try:
-            with blamed("model"), device_errors():
-                inputs = self._task.encode(step, [ready for _, _, ready in entries], self._networks.device)
-                outputs = self._networks.forward(step, inputs)
-        except ItemError as error:
-            if len(entries) > 1:  # a batch failed: try its halves; a window that fails alone fails its unit
-                self._run(step, entries[: len(entries) // 2])
-                self._run(step, entries[len(entries) // 2 :])
-            else:
-                entries[0][0].error = error
-            return
-        for place, (unit, window, _) in enumerate(entries):
-            self._collect(unit, step, window, {name: value[place] for name, value in outputs.items()})
 
     def _collect(self, unit: "OpenUnit", step: int, window: Window, outputs: dict[str, Any]) -> None:
         if unit.error is not None:
             return
         try:
-            if not self._networks.finite(outputs):
-                raise ItemError("non_finite_output", "the network's output for it has NaN or infinite values")
             with blamed("task"):
                 self._task.collect(unit.state, step, window, outputs)
         except ItemError as error:
             unit.error = error
-
-
-@contextmanager
-def blamed(what: str) -> Iterator[None]:
-    """What a model or a task raises on an item is held against the item, so that the rest of the cohort goes on."""
-    try:
-        yield
-    except (DiastoleError, OSError):  # known already, or the environment's
-        raise
-    except (OutOfMemory, MemoryError) as error:
-        raise ItemError("out_of_memory", "it does not fit the memory, even alone") from error
-    except Exception as error:  # any class may come from a network or a task that is not ours
-        lines = str(error).strip().splitlines() or [""]
-        raise ItemError(
-            f"{what}_error", f"the {what} failed on it: {type(error).__name__}: {lines[-1][:160]}"
-        ) from error

@@ -1,7 +1,8 @@
-"""`work(shards) -> receipts`: read ahead, compute, write, in three overlapping stages.
+"""`work(shards) -> receipts`: read ahead, compute in lanes, write, in overlapping stages.
 
 What goes into a batch is decided by one thread, in the order of the shard, from counts and bytes that do not depend on
-timing: so a shard gives the same results on any worker, in any order of shards, after any number of restarts.
+timing: so a shard gives the same results on any worker, in any order of shards, after any number of restarts. While the
+last batches of a shard are in the lanes, those of the next one follow.
 """
 
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from ..jobs import receipts
 from ..jobs.ledger import Shard
 from ..jobs.plan import Plan
@@ -19,7 +22,10 @@ from ..jobs.task import Result, Task, Unit, Window
 from ..lake import crash
 from ..lake.errors import ItemError
 from ..lake.layout import Lake
-from .batches import Batcher, blamed
+from .batches import Batcher
+from .blocks import Block, in_packs, read_blocks
+from .faults import blamed
+from .lanes import Lanes
 from .models.runtime import Networks
 from .parts import ShardWriter
 from .queue import ByteQueue, Closed, Pulse, nbytes_of
@@ -49,6 +55,21 @@ class OpenUnit:
         return nbytes_of(self.data.data) if self.data else 0.0
 
 
+@dataclass
+class OpenShard:
+    """A shard on its way through the engine."""
+
+    shard: Shard
+    batcher: Batcher
+    begun: float
+    """time.perf_counter() when its first window came."""
+    read_seconds: float = 0.0
+
+
+POLL = 0.002
+"""Seconds to wait for what is read while the last batches of a shard are in the lanes."""
+
+
 class Engine:
     """One model on one device; scores the shards that it is given."""
 
@@ -57,6 +78,7 @@ class Engine:
         self._budget = float(plan.job["resources"]["memory_gb"]) * 2**30 / 3
         """Bytes read ahead, in unfinished units, and waiting to be written: a third each."""
         self._pulse = Pulse()
+        self._lanes = Lanes(task, networks)
 
     def work(self, shards: Iterator[Shard], stop: Callable[[], None] = lambda: None) -> Iterator[Receipt]:
         """Score shards, in the order in which they come, and yield the receipt of each that is in storage.
@@ -79,6 +101,7 @@ class Engine:
             stop()
             ahead.close()
             written.close()
+            self._lanes.quiet()
             for stage in stages:
                 stage.wait()
         for stage in stages:
@@ -89,7 +112,11 @@ class Engine:
         for shard in shards:
             begun = time.perf_counter()
             ahead.put(("begin", shard))
-            rows = shard.rows
+            units = shard.units
+            if self.task.blocks and (packed := in_packs(units)).any():
+                self._read_blocks(units.filter(pa.array(packed)), ahead)
+                units = units.filter(pa.array(~packed))
+            rows = units.to_pylist()
             reader.ahead(rows)
             for row in rows:
                 unit = OpenUnit(row)
@@ -101,6 +128,13 @@ class Engine:
                 ahead.put(("whole", (unit, error)))
             ahead.put(("end", time.perf_counter() - begun))
         ahead.put(("stop", None))
+
+    def _read_blocks(self, units: pa.Table, ahead: ByteQueue[Any]) -> None:
+        for found in read_blocks(self.lake, units, self.plan.batch):
+            if isinstance(found, Block):
+                ahead.put(("block", found), found.nbytes)
+            else:
+                ahead.put(("lost", found))
 
     def _open(self, reader: Reader, unit: OpenUnit, ahead: ByteQueue[Any]) -> None:
         """Read a unit and send its windows, one by one, as they are prepared."""
@@ -137,51 +171,81 @@ class Engine:
 
     def _compute(self, ahead: ByteQueue[Any], written: ByteQueue[Any]) -> Iterator[Receipt]:
         """What was read goes through the network; receipts come back through the same queue, and out."""
-        reading, open_shards = True, 0
-        while reading or open_shards:
-            kind, value = ahead.get()
+        reading, unwritten, current = True, 0, None
+        ending: deque[OpenShard] = deque()
+        while reading or unwritten:
+            while ending and self._advance(ending[0], written, below=0.0, patient=False):
+                self._end(ending.popleft(), written)
+            event = ahead.get(POLL if ending else None)
+            if event is None:
+                continue
+            kind, value = event
             if kind == "begin":
-                shard, batcher = value, Batcher(self.task, self.networks, self.plan.batch, self._prepared)
-                number = receipts.mark_attempt(
-                    self.lake,
-                    self.plan.run_id,
-                    shard.shard,
-                    in_process=shard.in_process,
-                    session=shard.session,
-                    alone=shard.alone,
-                )
-                crash.point("mid-shard")
-                written.put(("begin", (shard, number)))
-                begun = time.perf_counter()
-            elif kind == "window":
-                batcher.place(*value)
-                self._advance(batcher, written, below=self._budget)
-            elif kind == "whole":
-                unit, unit.error = value
-                batcher.whole(unit)
-                self._advance(batcher, written, below=self._budget)
-            elif kind == "end":
-                self._advance(batcher, written, below=0.0)
-                seconds = {"read": value, "compute": batcher.seconds, "shard": time.perf_counter() - begun}
-                written.put(("end", seconds))
-                open_shards += 1
+                while len(ending) > 1:  # a shard that has begun is a suspect if the worker dies: few at a time
+                    self._advance(ending[0], written, below=0.0, patient=True)
+                    self._end(ending.popleft(), written)
+                current, unwritten = self._begin(value, written), unwritten + 1
             elif kind == "receipt":
-                open_shards -= 1
+                unwritten -= 1
                 yield value
             elif kind == "stop":
                 reading = False
+            elif kind == "end" and current is not None:
+                current.read_seconds = value
+                ending.append(current)
+            elif current is not None:
+                self._enter(kind, value, current, written)
         written.put(("stop", None))
 
-    def _advance(self, batcher: Batcher, written: ByteQueue[Any], below: float) -> None:
-        """Compute full batches, and partly full ones, oldest first, until what waits holds no more than `below`."""
+    def _begin(self, shard: Shard, written: ByteQueue[Any]) -> OpenShard:
+        number = receipts.mark_attempt(
+            self.lake,
+            self.plan.run_id,
+            shard.shard,
+            in_process=shard.in_process,
+            session=shard.session,
+            alone=shard.alone,
+        )
+        crash.point("mid-shard")
+        written.put(("begin", (shard, number)))
+        return OpenShard(shard, Batcher(self.task, self._lanes, self.plan.batch, self._prepared), time.perf_counter())
+
+    def _enter(self, kind: str, value: Any, into: OpenShard, written: ByteQueue[Any]) -> None:
+        """Take in what was read of a shard, and get on with its batches."""
+        if kind == "window":
+            into.batcher.place(*value)
+        elif kind == "block":
+            into.batcher.block(value)
+        elif kind == "lost":
+            written.put(("lost", (into.shard.shard, *value)))
+        elif kind == "whole":
+            unit, error = value
+            unit.error = unit.error or error
+            into.batcher.whole(unit)
+        self._advance(into, written, below=self._budget, patient=True)
+
+    def _end(self, done: OpenShard, written: ByteQueue[Any]) -> None:
+        seconds = {"read": done.read_seconds, "compute": done.batcher.seconds}
+        written.put(("end", (done.shard.shard, {**seconds, "shard": time.perf_counter() - done.begun})))
+
+    def _advance(self, opened: OpenShard, written: ByteQueue[Any], *, below: float, patient: bool) -> bool:
+        """Send and take in batches until what waits holds no more than `below`, and pass on what is done.
+
+        True when that is so; False where that would mean to wait for a lane, and the caller is not `patient`.
+        """
+        batcher, shard = opened.batcher, opened.shard.shard
         while True:
             for unit in batcher.settled():
-                self._settle(unit, batcher, written)
+                self._settle(unit, batcher, shard, written)
+            for block, results in batcher.scored():
+                written.put(("block", (shard, block.units, results)))
             self._pulse.beat()
-            if not batcher.compute(partly=batcher.nbytes > below or below == 0.0):
-                return
+            if not patient and batcher.waits:
+                return False
+            if not batcher.step(below):
+                return True
 
-    def _settle(self, unit: OpenUnit, batcher: Batcher, written: ByteQueue[Any]) -> None:
+    def _settle(self, unit: OpenUnit, batcher: Batcher, shard: str, written: ByteQueue[Any]) -> None:
         """A unit's step is over: the next one, or its result."""
         try:
             if unit.error is None:
@@ -199,7 +263,8 @@ class Engine:
         except ItemError as error:
             unit.error = error
         result = self._finish(unit)
-        written.put(("unit", (unit.row, result)), 0.0 if isinstance(result, ItemError) else result.nbytes)
+        weight = 0.0 if isinstance(result, ItemError) else result.nbytes
+        written.put(("unit", (shard, unit.row, result)), weight)
         unit.data = unit.state = None
 
     def _finish(self, unit: OpenUnit) -> Result | ItemError:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..jobs import receipts
 from ..jobs.commit import write_part
@@ -35,28 +37,28 @@ class ShardWriter:
         }
 
     def run(self, written: ByteQueue[Any]) -> None:
-        """Take begin, unit and end messages until stop."""
-        while True:
-            kind, value = written.get()
+        """Take messages of shards, which may overlap, until stop."""
+        open_shards: dict[str, _Open] = {}
+        while (message := written.get()) is not None:
+            kind, value = message
             if kind == "begin":
-                (self._shard, self._number), self._items, self._rows, self._files = value, [], [], []
-                self._seconds = 0.0
-            elif kind == "unit":
-                begun = time.perf_counter()
-                self._take(*value)
-                self._seconds += time.perf_counter() - begun
-            elif kind == "end":
-                self._on_receipt(self._close(value))
-            else:
+                open_shards[value[0].shard] = _Open(*value)
+                continue
+            if kind == "stop":
                 return
+            begun = time.perf_counter()
+            opened = open_shards[value[0]]
+            if kind == "unit":
+                self._take(opened, *value[1:])
+            elif kind == "block":
+                self._take_block(opened, *value[1:])
+            elif kind == "lost":
+                opened.tables.append(self._rows(value[1], value[2]))
+            opened.seconds += time.perf_counter() - begun
+            if kind == "end":
+                self._on_receipt(self._close(open_shards.pop(value[0]), value[1]))
 
-    _shard: Shard
-    _number: int
-    _items: list[dict[str, Any]]
-    _rows: list[pa.Table]
-    _files: list[dict[str, Any]]
-
-    def _take(self, row: dict[str, Any], result: Result | ItemError) -> None:
+    def _take(self, opened: "_Open", row: dict[str, Any], result: Result | ItemError) -> None:
         key = {
             "item_id": row["item_id"],
             "input_digest": row["input_digest"],
@@ -73,61 +75,111 @@ class ShardWriter:
             "maps": [],
         }
         if isinstance(result, ItemError):
-            self._items.append({**item, "status": "failed", "error_code": result.code, "error": str(result)})
+            opened.items.append({**item, "status": "failed", "error_code": result.code, "error": str(result)})
             return
         count = len(next(iter(result.rows.values()))) if result.rows else 0
-        maps = [self._map(row, name, dense) for name, dense in result.maps.items()]
-        self._items.append({**item, "status": "scored", "n_rows": count, "maps": maps, **result.columns})
+        maps = [self._map(opened, row, name, dense) for name, dense in result.maps.items()]
+        opened.items.append({**item, "status": "scored", "n_rows": count, "maps": maps, **result.columns})
         if count:
             fixed = {name: [value] * count for name, value in key.items()}
-            self._rows.append(
+            opened.rows.append(
                 columns_to_table(
                     {**fixed, "ordinal": list(range(count)), **result.rows},
                     predictions.row_schema(self._task.row_columns),
                 )
             )
 
-    def _map(self, row: dict[str, Any], name: str, dense: DenseMap) -> dict[str, Any]:
+    def _take_block(self, opened: "_Open", units: pa.Table, results: Sequence[Any]) -> None:
+        for places, columns in results:
+            here = units if len(places) == units.num_rows else units.take(pa.array(places))
+            opened.tables.append(self._rows(here, columns))
+
+    def _rows(self, units: pa.Table, result: Mapping[str, Any] | ItemError) -> pa.Table:
+        """Item rows of units that go together: their columns, or what they all fail with."""
+        failed = isinstance(result, ItemError)
+        said = {"status": "failed", "error_code": result.code, "error": str(result)} if failed else {"status": "scored"}
+        same = {
+            **self._fixed,
+            **said,
+            "model_digest": self._plan.model_digest,
+            "spec_digest": self._plan.spec_digest,
+            "run_id": self._plan.run_id,
+            "scored_at": datetime.now(UTC),
+            "n_rows": 0,
+            "maps": [],
+        }
+        own = {name: units[name] for name in ("item_id", "input_digest", "attempt")}
+        columns = {**own, **({} if failed else result)}
+        schema = predictions.item_schema(self._task.item_columns)
+        count = units.num_rows
+        arrays_of = [
+            _column(columns[field.name], field.type)
+            if field.name in columns
+            else pa.repeat(pa.scalar(same.get(field.name), field.type), count)
+            for field in schema
+        ]
+        return pa.table(arrays_of, schema=schema)
+
+    def _map(self, opened: "_Open", row: dict[str, Any], name: str, dense: DenseMap) -> dict[str, Any]:
         source = next(entry for entry in row["inputs"] if entry["role"] == dense.role)
         meta = arrays.read_meta(self._lake, source["array"])
         meta = {k: meta[k] for k in ("spacing", "affine", "orientation", "time_step") if k in meta} | {
             "labels": dense.labels
         }
-        prefix = f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{self._shard.shard}.{self._number}/{row['item_id']}"
+        prefix = f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}/{row['item_id']}"
         stored = arrays.write_volume(self._lake, f"{prefix}/{name}", dense.data, meta)
-        self._files += [file.__dict__ for file in stored.files]
+        opened.files += [file.__dict__ for file in stored.files]
         return {"name": name, "path": stored.path, "digest": stored.content_digest}
 
-    def _close(self, seconds: Mapping[str, float]) -> Receipt:
+    def _close(self, opened: "_Open", seconds: Mapping[str, float]) -> Receipt:
         begun = time.perf_counter()
-        stem = f"{self._plan.run_id}-{self._shard.shard}-{self._number}"
+        stem = f"{self._plan.run_id}-{opened.shard.shard}-{opened.number}"
         schema = predictions.item_schema(self._task.item_columns)
-        columns = {name: [item.get(name) for item in self._items] for name in schema.names}
-        tables = {"item": columns_to_table(columns, schema)}
-        if self._rows:
-            tables["row"] = pa.concat_tables(self._rows)
+        if opened.items or not opened.tables:
+            columns = {name: [item.get(name) for item in opened.items] for name in schema.names}
+            opened.tables.append(columns_to_table(columns, schema))
+        tables = {"item": pa.concat_tables(opened.tables)}
+        if opened.rows:
+            tables["row"] = pa.concat_tables(opened.rows)
         parts = tuple(
             write_part(self._lake, self._root, f"level={level}/key_group={self._plan.key_group}/{stem}", table, level)
             for level, table in tables.items()
         )
         crash.point("after-part")
-        scored = sum(item["status"] == "scored" for item in self._items)
-        self._seconds += time.perf_counter() - begun
+        scored = pc.sum(pc.equal(tables["item"]["status"], "scored")).as_py() or 0
+        opened.seconds += time.perf_counter() - begun
         receipt = receipts.put(
             self._lake,
             Receipt(
                 run_id=self._plan.run_id,
-                shard=self._shard.shard,
-                attempt=self._number,
+                shard=opened.shard.shard,
+                attempt=opened.number,
                 parts=parts,
-                files=tuple(self._files),
+                files=tuple(opened.files),
                 scored=scored,
-                failed=len(self._items) - scored,
-                seconds={**seconds, "write": self._seconds},
+                failed=tables["item"].num_rows - scored,
+                seconds={**seconds, "write": opened.seconds},
             ),
         )
         crash.point("after-receipt")
         return receipt
+
+
+@dataclass
+class _Open:
+    """What was taken of a shard so far."""
+
+    shard: Shard
+    number: int
+    """Of the attempt."""
+    items: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    """Item rows of blocks."""
+    rows: list[pa.Table] = field(default_factory=list)
+    """Detail rows."""
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """Of maps."""
+    seconds: float = 0.0
 
 
 def columns_to_table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
@@ -136,13 +188,21 @@ def columns_to_table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) ->
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_list(kind) and any(isinstance(value, np.ndarray) for value in values):
+    if (
+        pa.types.is_list(kind)
+        and not isinstance(values, np.ndarray)
+        and any(isinstance(value, np.ndarray) for value in values)
+    ):
         lengths = np.array([0 if value is None else len(value) for value in values])
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), mask=None)
         flat = [np.asarray(value) for value in values if value is not None and len(value)]
         inner = _flat(np.concatenate(flat) if flat else np.empty(0), kind.value_type)
         nulls = pa.array([value is None for value in values])
         return pa.ListArray.from_arrays(offsets, inner, type=kind, mask=nulls)
+    if isinstance(values, pa.ChunkedArray | pa.Array):
+        return values.cast(kind)
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return _flat(values, kind)
     if isinstance(values, np.ndarray):
         return pa.array(values, kind)
     return pa.array(list(values), kind)

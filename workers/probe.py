@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,8 +27,10 @@ from diastole.lake.errors import DiastoleError
 from diastole.lake.layout import Lake
 
 from .aside import aside
-from .engine import Engine
 from .worker import engine_of
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 AHEAD = 2
 """Shards that a worker has at once: the one that it computes, and the one that it reads."""
@@ -77,7 +79,7 @@ def cost_of(units: pa.Table) -> float:
     return float(pc.sum(units["cost"]).as_py() or 0.0)
 
 
-def warm(engine: Engine, shards: Sequence[pa.Table]) -> dict[str, Any]:
+def warm(engine: "Engine", shards: Sequence[pa.Table]) -> dict[str, Any]:
     """Score more and more units until they take a while: by then libraries are loaded and networks compiled.
 
     Seconds and bytes of all of them and of the last ones, and what it took to publish those.
@@ -97,7 +99,7 @@ def warm(engine: Engine, shards: Sequence[pa.Table]) -> dict[str, Any]:
     }
 
 
-def measure(engine: Engine, shards: Sequence[pa.Table], seconds: float, pace: float) -> dict[str, Any]:
+def measure(engine: "Engine", shards: Sequence[pa.Table], seconds: float, pace: float) -> dict[str, Any]:
     """Score shards, or pieces of long ones, until the time is over. What each took, CPU seconds and peak memory of all."""
     given: list[pa.Table] = []
     done: list[dict[str, Any]] = []
@@ -129,7 +131,7 @@ def _middle(units: pa.Table, most: float) -> pa.Table:
     return units.slice((units.num_rows - count) // 2, count)
 
 
-def score(engine: Engine, pieces: Iterable[pa.Table], run_id: str) -> Iterator[tuple[Receipt, float]]:
+def score(engine: "Engine", pieces: Iterable[pa.Table], run_id: str) -> Iterator[tuple[Receipt, float]]:
     """Score units as the shards of a run. Each receipt, with the seconds since the begin."""
     engine.plan = replace(engine.plan, run_id=run_id)
     received, over = 0, False
@@ -150,7 +152,7 @@ def score(engine: Engine, pieces: Iterable[pa.Table], run_id: str) -> Iterator[t
         yield receipt, time.perf_counter() - begun
 
 
-def publish(engine: Engine, pieces: Sequence[pa.Table], run_id: str) -> float:
+def publish(engine: "Engine", pieces: Sequence[pa.Table], run_id: str) -> float:
     """Publish what was scored, as a driver does at the end of a run, in the probe's own folder. Seconds."""
     lake, task, place = engine.lake, engine.task, engine.plan.units.schema.get_field_index("shard")
     named = [

@@ -62,11 +62,16 @@ class ByteQueue(Generic[T]):
             self.peak = max(self.peak, self._bytes)
             self._changed.notify_all()
 
-    def get(self) -> T:
-        """Wait for an entry and take it. Raises Closed once the queue is closed."""
+    def get(self, seconds: float | None = None) -> T | None:
+        """Wait for an entry and take it; None where none comes within `seconds`. Raises Closed once the queue is closed."""
         with self._changed:
-            self._wait(lambda: bool(self._entries))
-            return self._take()
+            if seconds is None:
+                self._wait(lambda: bool(self._entries))
+            else:
+                self._changed.wait_for(lambda: self._closed or bool(self._entries), seconds)
+                if self._closed:
+                    raise Closed
+            return self._take() if self._entries else None
 
     def close(self) -> None:
         """End both sides; what is in the queue is dropped."""

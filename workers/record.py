@@ -1,6 +1,8 @@
 """Real batches of a model, recorded as they pass through the engine, and replayed through networks of other settings."""
 
-from collections.abc import Hashable, Iterator, Mapping
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..jobs.task import Task, Window
 from .engine import Engine
 from .models.runtime import Networks, device_errors
 from .probe import score
@@ -23,7 +26,7 @@ class Batch:
     step: int
     inputs: dict[str, torch.Tensor]
     windows: list[Hashable]
-    """What names each of its windows, in any batch: unit, step, place among the unit's windows."""
+    """What names each of its windows, in any batch: step, unit, place among the unit's windows."""
 
 
 @dataclass
@@ -35,7 +38,15 @@ class Recording:
     """Windows in one batch at most, as `Manifest.batch` counts."""
     batches: list[Batch] = field(default_factory=list)
     failed: bool = False
-    """Whether the network failed on a batch, as where it does not fit the memory: it was tried in halves then."""
+    """Whether a window was in two batches: the first failed, as where it does not fit the memory, and was halved."""
+
+    def add(self, step: int, inputs: Mapping[str, torch.Tensor], windows: list[Hashable]) -> None:
+        """Keep a batch as it goes to the network."""
+        self.failed = self.failed or not self._seen.isdisjoint(windows)
+        self._seen.update(windows)
+        self.batches.append(Batch(step, {name: value.clone() for name, value in inputs.items()}, windows))
+
+    _seen: set[Hashable] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
@@ -44,63 +55,78 @@ class Recording:
 
 
 def record(engine: Engine, units: pa.Table, limit: int) -> Recording:
-    """Take units through the engine with batches of this size. What it writes goes where the engine's lake is."""
+    """Take units through an engine of one lane in batches of this size; what it writes goes where its lake is."""
     recording = Recording(units.num_rows, limit)
     engine.plan = replace(engine.plan, batch=limit)
-    with _watched(engine, recording):
+    with _watched(engine.task, recording):
         for _ in score(engine, [units], f"record{limit}-{units.num_rows}"):
             pass
-    recording.batches = [_named(batch, number) for number, batch in enumerate(recording.batches)]
     return recording
 
 
 @contextmanager
-def _watched(engine: Engine, recording: Recording) -> Iterator[None]:
-    """Keep what passes: inputs as they enter, and which windows they were, as their outputs are collected."""
-    task, networks = engine.task, engine.networks
-    forward, begin, collect = networks.forward, task.begin, task.collect
+def _watched(task: Task, recording: Recording) -> Iterator[None]:
+    """Keep what a task makes for the network, and of which windows it makes it."""
+    begin, prepare, encode, encode_block = task.begin, task.prepare, task.encode, task.encode_block
     states: dict[int, tuple[int, Any]] = {}
+    windows: dict[int, tuple[tuple[int, int], Any]] = {}  # objects are held, so that no other gets the id of one
 
     def begun(unit: Any) -> Any:
         state = begin(unit)
-        states[id(state)] = (len(states), state)  # held, so that no other state gets its id
+        states[id(state)] = (len(states), state)
         return state
 
-    def forwarded(step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        recording.batches.append(Batch(step, {name: value.clone() for name, value in inputs.items()}, []))
-        try:
-            return forward(step, inputs)
-        except Exception:
-            recording.failed = True
-            recording.batches.pop()
-            raise
+    def prepared(state: Any, window: Window, raw: Any) -> Any:
+        ready = prepare(state, window, raw)
+        windows[id(ready)] = ((states[id(state)][0], window.index), ready)
+        return ready
 
-    def collected(state: Any, step: int, window: Any, outputs: Mapping[str, Any]) -> None:
-        recording.batches[-1].windows.append((states[id(state)][0], step, window.index))
-        collect(state, step, window, outputs)
+    def encoded(step: int, ready: Sequence[Any], device: Any) -> dict[str, Any]:
+        inputs = encode(step, ready, device)
+        recording.add(step, inputs, [(step, *windows[id(one)][0]) for one in ready])
+        return inputs
 
-    networks.forward, task.begin, task.collect = forwarded, begun, collected  # type: ignore[method-assign]  # to see what passes
+    def encoded_block(data: Any, meta: Any, device: Any) -> dict[str, Any]:
+        inputs = encode_block(data, meta, device)
+        first = sum(len(batch.windows) for batch in recording.batches)
+        recording.add(0, inputs, list(range(first, first + len(data))))
+        recording.failed = recording.failed or first + len(data) > recording.units
+        return inputs
+
+    task.begin, task.prepare = begun, prepared  # type: ignore[method-assign]  # to see what passes
+    task.encode, task.encode_block = encoded, encoded_block  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del networks.forward, task.begin, task.collect
+        del task.begin, task.prepare, task.encode, task.encode_block
 
 
-def _named(batch: Batch, number: int) -> Batch:
-    """A batch whose windows are all known; those of blocks, or of one that failed, are known by their place."""
-    rows = len(next(iter(batch.inputs.values())))
-    return batch if len(batch.windows) == rows else replace(batch, windows=[(number, row) for row in range(rows)])
+class Replay:
+    """Networks with lanes as a worker has them, that recordings go through."""
 
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self._lanes = ThreadPoolExecutor(networks.lanes, "diastole-tune", initializer=networks.enter)
 
-def replay(networks: Networks, recording: Recording) -> Iterator[Rows]:
-    """Outputs of each window, batch by batch."""
-    for batch in recording.batches:
+    def outputs(self, recording: Recording) -> Iterator[Rows]:
+        """Outputs of each window, batch by batch."""
+        for batch in recording.batches:
+            outputs = self._lanes.submit(self._forward, batch).result()
+            yield {
+                window: {name: value[place] for name, value in outputs.items()}
+                for place, window in enumerate(batch.windows)
+            }
+
+    def seconds(self, recording: Recording) -> float:
+        """Of all batches, side by side in the lanes."""
+        begun = time.perf_counter()
+        for done in [self._lanes.submit(self._forward, batch) for batch in recording.batches]:
+            done.result()
+        return time.perf_counter() - begun
+
+    def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         with device_errors():
-            outputs = networks.forward(batch.step, batch.inputs)
-        yield {
-            window: {name: value[place] for name, value in outputs.items()}
-            for place, window in enumerate(batch.windows)
-        }
+            return self.networks.forward(batch.step, batch.inputs)
 
 
 def deviation(reference: Rows, found: Rows) -> float | None:

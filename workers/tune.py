@@ -4,7 +4,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from .aside import aside
 from .models.fast import LAYOUTS, NotAsSet
 from .models.runtime import Networks
 from .models.settings import Settings
-from .record import Recording, Rows, deviation, record, replay
+from .record import Recording, Replay, Rows, deviation, record
 from .worker import engine_of
 
 ROUNDS = 3
@@ -33,6 +33,8 @@ FEW = 2
 """Items that are recorded first."""
 PASS_S = 1.5
 """Seconds of the network that a recording holds, where there are items enough."""
+LONGEST_S = 6.0
+"""Or at most."""
 TURN_S = 0.2
 """A turn takes so long at least: short recordings are passed several times."""
 RECORD_BYTES = 2**30
@@ -47,7 +49,7 @@ class Candidate:
 
     settings: Settings
     recording: Recording
-    networks: Networks | None = None
+    replay: Replay | None = None
     first_s: float | None = None
     """Seconds of the first pass; what is compiled is compiled then."""
     seconds: list[float] = field(default_factory=list)
@@ -88,10 +90,11 @@ class Bench:
 
     def __init__(self, lake: Lake, plan: Plan, threads: int, folder: Path, say: Callable[[str], None]) -> None:
         self._lake, self._threads, self._say = lake, threads, say
-        self._engine = engine_of(aside(lake, folder), plan, threads)
+        self._engine = engine_of(aside(lake, folder), replace(plan, runtime={"lanes": 1}), threads)
         self.tolerance = self._engine.task.manifest.tolerance
         self.candidates: list[Candidate] = []
         """All that were measured, the baseline first."""
+        self._plain = self._replay(Settings())
         self._reference: Rows = {}
 
     def choose(self, units: pa.Table, items: int | None) -> Candidate:
@@ -124,27 +127,30 @@ class Bench:
             recording = record(self._engine, sample, limit)
             if not recording.batches:
                 raise ModelError("none of the items that were tried reaches the network; see what a run says of them")
-            seconds = _timed(self._engine.networks, recording)
-            full = seconds > PASS_S or recording.nbytes > RECORD_BYTES
-            if items or full or count == units.num_rows:
+            seconds = self._plain.seconds(recording)
+            missing = max(PASS_S / max(seconds, 1e-6), 2 * self._plain.networks.lanes / len(recording.batches))
+            room = min(RECORD_BYTES / max(recording.nbytes, 1), LONGEST_S / max(seconds, 1e-6))
+            if items or missing <= 1 or room < 2 or count == units.num_rows:
                 break
-            more = min(8.0, 1.2 * PASS_S / max(seconds, 1e-6), RECORD_BYTES / max(recording.nbytes, 1))
-            count = min(units.num_rows, int(count * more) + 1)
+            count = min(units.num_rows, int(count * min(8.0, 1.2 * missing, room)) + 1)
         self._say(f"recorded {len(recording.batches)} batches of {recording.units} items")
         return sample, recording
 
     def _settings(self, recording: Recording) -> list[Settings]:
         """What there is to try of a network of this kind on this device."""
         kind, device = self._engine.task.manifest.runtime, self._engine.networks.device.type
-        threads = [{"threads": 1}] if self._threads > 1 and device == "cpu" else []
+        most = self._plain.networks.lanes
+        lanes: list[dict[str, Any]] = [
+            {"lanes": n} for n in ((1, 2) if device == "cpu" else (1, 4)) if n < most or n > 2
+        ]
         if kind == "onnx":
             said: list[dict[str, Any]] = [{"spin": False}, {"execution": "parallel"}, {"optimise": "extended"}]
-            return [Settings.of(one) for one in said + threads]
+            return [Settings.of(one) for one in said + lanes]
         spatial = any(x.ndim in LAYOUTS for batch in recording.batches for x in batch.inputs.values())
         said = [{"channels_last": True}] if spatial else []
         said += [{"freeze": True}] if kind == "torchscript" else [{"compile": True}]
         said += [{"precision": "bf16"}] + ([{"precision": "fp16"}] if device == "cuda" else [])
-        return [Settings.of(one) for one in said + threads]
+        return [Settings.of(one) for one in said + lanes]
 
     def _batches(self, sample: pa.Table, recording: Recording) -> Iterator[Recording]:
         """The same units in smaller and in larger batches, until there is no more to put together, or no memory for it."""
@@ -158,7 +164,7 @@ class Bench:
             found = record(self._engine, sample, limit)
             if found.failed:
                 self._say(f"batches of {limit} do not fit the memory")
-            if found.failed or len(found.batches) >= count:
+            if found.failed or len(found.batches) >= count or len(found.batches) < self._plain.networks.lanes:
                 return
             count = len(found.batches)
             yield found
@@ -177,32 +183,34 @@ class Bench:
         for turn in range(ROUNDS):
             self._say(f"turn {turn + 1} of {ROUNDS}")
             for one in candidates:
-                if one.networks is None or one.note or (one.gains and one.gain < 1 / HOPELESS):
+                if one.replay is None or one.note or (one.gains and one.gain < 1 / HOPELESS):
                     continue
-                torch.set_num_threads(one.settings.threads or self._threads)
                 seconds, passes = 0.0, 0
                 while seconds < TURN_S:
-                    seconds, passes = seconds + _timed(one.networks, one.recording), passes + 1
+                    seconds, passes = seconds + one.replay.seconds(one.recording), passes + 1
                 one.seconds.append(seconds / passes / one.recording.units)
                 one.gains.append(base.seconds[-1] / one.seconds[-1])
 
     def _open(self, one: Candidate) -> None:
         """Load the networks with these settings, and take the recording through them once."""
-        engine, settings = self._engine, one.settings
-        threads = settings.threads or self._threads
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NotAsSet)
             try:
-                one.networks = Networks(
-                    self._lake, engine.task.manifest, engine.task, engine.plan.device, threads, settings.runtime()
-                )
-                before, begun = _peak(one.networks, reset=True), time.perf_counter()
-                for rows in replay(one.networks, one.recording):
+                one.replay = self._replay(one.settings)
+                networks = one.replay.networks
+                before, begun = _peak(networks, reset=True), time.perf_counter()
+                one.replay.seconds(one.recording)
+                one.first_s, one.peak_bytes = time.perf_counter() - begun, _peak(networks) - before
+                for rows in one.replay.outputs(one.recording):
                     self._compare(one, rows)
-                one.first_s, one.peak_bytes = time.perf_counter() - begun, _peak(one.networks) - before
             except Exception as error:  # noqa: BLE001 - whatever a setting fails with, the others go on
                 one.note = " ".join(str(error).split())[:200] or type(error).__name__
         one.note = next((str(w.message) for w in said if w.category is NotAsSet), one.note)
+
+    def _replay(self, settings: Settings) -> Replay:
+        engine = self._engine
+        manifest, task, device = engine.task.manifest, engine.task, engine.plan.device
+        return Replay(Networks(self._lake, manifest, task, device, self._threads, settings.runtime()))
 
     def _compare(self, one: Candidate, rows: Rows) -> None:
         if one is self.candidates[0]:
@@ -231,13 +239,6 @@ def _together(best: Sequence[Candidate]) -> list[Candidate]:
         runtime = more
         combined.append(Candidate(Settings.of(runtime), recording))
     return combined
-
-
-def _timed(networks: Networks, recording: Recording) -> float:
-    begun = time.perf_counter()
-    for _ in replay(networks, recording):
-        pass
-    return time.perf_counter() - begun
 
 
 def _peak(networks: Networks, *, reset: bool = False) -> int:

@@ -1,23 +1,31 @@
 """A worker: one model on one device, opened from a run's plan and ready for shards."""
 
+from typing import TYPE_CHECKING
+
 from ..jobs.plan import Plan
 from ..jobs.runs import read_plan
 from ..lake.errors import ModelError
 from ..lake.layout import Lake
 from ..lake.models import load, read_file
-from .engine import Engine
-from .models.runtime import Networks
+from .process import prepare
 from .tasks import make_task
 
+if TYPE_CHECKING:
+    from .engine import Engine
 
-def open_engine(lake_root: str, run_id: str, threads: int) -> Engine:
+
+def open_engine(lake_root: str, run_id: str, threads: int) -> "Engine":
     """The worker of a run. Raises ModelError where what its plan names is not there any more."""
     lake = Lake.open(lake_root)
     return engine_of(lake, read_plan(lake, run_id), threads)
 
 
-def engine_of(lake: Lake, plan: Plan, threads: int) -> Engine:
+def engine_of(lake: Lake, plan: Plan, threads: int) -> "Engine":
     """Load what a plan names and hold it to the plan's digests. Raises ModelError where it is not that any more."""
+    prepare()
+    from .engine import Engine  # torch comes with it, after the process is set up
+    from .models.runtime import Networks
+
     manifest = load(lake, plan.model)
     if manifest.model_digest != plan.model_digest:
         raise ModelError(

@@ -19,6 +19,11 @@ from ...lake.models import Manifest, network_code, own_network, read_file
 from .fast import channels_last, compiled, frozen, laid, session_options
 from .settings import Settings
 
+CPU_LANES = 4
+"""Batches side by side at most, each on its share of the threads."""
+GPU_LANES = 2
+"""One batch is copied while another computes, each on a stream of its own."""
+
 Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -41,15 +46,25 @@ class Networks:
         threads: int,
         runtime: Mapping[str, Any] | None = None,
     ) -> None:
-        torch.set_num_threads(threads)
-        _full_precision()
-        self.device = torch.device(device)
         self.settings = Settings.of(runtime or {})
+        lanes = self.settings.lanes
+        self.lanes = min(threads, lanes or CPU_LANES) if device == "cpu" else lanes or GPU_LANES
+        """Batches that go through the network side by side."""
+        self._threads = max(1, threads // self.lanes) if device == "cpu" else 1
+        self.device = torch.device(device)
+        torch.set_num_threads(self._threads)
+        _full_precision()
         self._type = PRECISIONS[self.settings.precision]
         load = {"torchscript": _torchscript, "onnx": _onnx, "python": _python}[manifest.runtime]
         self._forward = [
-            load(lake, manifest, name, task.outputs, self.device, threads, self.settings) for name in task.steps
+            load(lake, manifest, name, task.outputs, self.device, self._threads, self.settings) for name in task.steps
         ]
+
+    def enter(self) -> None:
+        """Set up the thread that calls this for computing."""
+        torch.set_num_threads(self._threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]  # torch has no type for it
 
     def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name, first axis the batch, there and not only on their way: what fails on a device fails here."""
@@ -61,12 +76,18 @@ class Networks:
                     outputs = self._forward[step](inputs)
                 outputs = {name: v.float() if v.dtype == self._type else v for name, v in outputs.items()}
             if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+                torch.cuda.current_stream(self.device).synchronize()
             return outputs
 
-    def finite(self, outputs: Mapping[str, torch.Tensor]) -> bool:
-        """Whether no output has NaN or infinite values."""
-        return all(bool(torch.isfinite(value).all()) for value in outputs.values() if value.is_floating_point())
+    def finite(self, outputs: Mapping[str, torch.Tensor], count: int) -> list[bool]:
+        """Of each of `count` windows, whether no output has NaN or infinite values."""
+        values = [value for value in outputs.values() if value.is_floating_point()]
+        if all(
+            bool(torch.isfinite(value.sum())) for value in values
+        ):  # one pass, and no memory: what is not finite stays
+            return [True] * count
+        fine = torch.stack([torch.isfinite(value).reshape(len(value), -1).all(1).cpu() for value in values])
+        return list(fine.all(0)[:count].tolist())
 
     def versions(self) -> str:
         """Of what computes, and how it is set where that is not as the package says."""

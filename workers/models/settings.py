@@ -30,8 +30,8 @@ class Settings(BaseModel):
     """onnxruntime: idle threads wait busily; off, they leave their cores to others."""
     batch: int | None = Field(default=None, ge=1)
     """In place of the package's."""
-    threads: int | None = Field(default=None, ge=1)
-    """Of each worker, at most: fewer than there are cores for it."""
+    lanes: int | None = Field(default=None, ge=1)
+    """Batches side by side in one worker, each on its share of the threads."""
 
     @classmethod
     def of(cls, runtime: Mapping[str, Any]) -> "Settings":

@@ -12,6 +12,7 @@ from ...lake.errors import ModelError, SpecError
 from ...lake.models import Manifest, first_problem
 
 BUILT_IN = {
+    "classify": "diastole.workers.tasks.classify:Classify",
     "segment": "diastole.workers.tasks.segment:Segment",
     "events": "diastole.workers.tasks.events:Events",
     "sequence": "diastole.workers.tasks.sequence:SequenceClasses",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...jobs.contract import axes_of
 from ...lake.errors import ItemError
 
 Refusal = tuple[str, str]
@@ -13,8 +14,17 @@ def no_volume(item: Mapping[str, Any]) -> Refusal | None:
     axes = len(item["shape"] or ())
     if axes != 3:
         return "not_a_volume", f"the task needs a volume of 3 axes, the item has {axes}"
+    if axes_of(item) != "zyx":
+        return "not_a_volume", "the task needs a volume, the item is an image"
     if not (item["geometry"] or {}).get("spacing"):
         return "not_a_volume", "the task needs a volume, the item has no voxels of a known size"
+    return None
+
+
+def no_image(item: Mapping[str, Any]) -> Refusal | None:
+    """Why an items row is none of an image of channels, rows and columns."""
+    if axes_of(item) != "cyx":
+        return "not_an_image", "the task needs an image of channels, rows and columns, the item is none"
     return None
 
 
