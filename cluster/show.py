@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..jobs import runs
+from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
 from ..lake import delta, predictions, quarantine
 from ..lake.errors import SpecError
@@ -108,7 +109,10 @@ def _kind(row: dict[str, Any]) -> str:
     if row["signal"]:
         return f"{row['signal']['rate']:g} Hz, {len(row['signal']['channels'])} channels"
     geometry = row["geometry"] or {}
-    return f"{geometry.get('orientation')}, {'×'.join(f'{s:g}' for s in geometry.get('spacing') or [])} mm"
+    spacing = "×".join(f"{s:g}" for s in geometry.get("spacing") or [])
+    if axes_of(row) == "cyx":
+        return f"{spacing} mm" if spacing else ""
+    return f"{geometry.get('orientation')}, {spacing} mm"
 
 
 def show_models(lake: Lake, *, as_json: bool) -> None:
@@ -155,7 +159,7 @@ def show_plan(plan: Plan, estimate: dict[str, Any] | None = None, *, as_json: bo
     console.print(f"  not planned: {_counts(plan.skipped)}")
     if plan.refusals:
         console.print(f"  refused before any compute: {_counts(plan.refusals)}")
-        first = next(row for row in plan.units.to_pylist() if row["refused_code"])
+        [first] = plan.units.filter(plan.units["refused_code"].is_valid()).slice(0, 1).to_pylist()
         console.print(f"    first: item {first['item_id']}: {first['refused']}")
     for line in said(estimate) if estimate else []:
         console.print(f"  {line}")

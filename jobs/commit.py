@@ -6,7 +6,6 @@ Whatever dies and whenever, every planned unit ends in exactly one item row, and
 import io
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..lake import crash, delta, integrity, predictions
+from ..lake.database import Spool, database
 from ..lake.errors import CommitError, EnvironmentFailure
 from ..lake.ids import digest, sha256_bytes
 from ..lake.layout import Lake
 from .ledger import Ledger
 from .plan import Plan
 from .receipts import Part, Receipt
-from .select import suppressed
+from .select import pair, suppressed
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -67,41 +67,67 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
 
 def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
     """Every planned unit has one item row in a file that is there, whole, and inside the table's folder."""
-    seen: list[Any] = []
-    details: list[Any] = []
-    root = lake.predictions(plan.output)
-    for receipt in results:
-        for part in receipt.parts:
-            own = f"level={part.level}/key_group={plan.key_group}/{plan.run_id}-{receipt.shard}-"
-            if not part.path.startswith(own) or "/" in part.path.removeprefix(own):
-                raise CommitError(
-                    f"receipt of shard {receipt.shard} names a file outside of its table; nothing is published"
-                )
-            size = lake.store.size(f"{root}/{part.path}")
-            if size != part.bytes:
-                raise CommitError(
-                    f"shard {receipt.shard}: its file is {'gone' if size is None else f'of {size} bytes, not {part.bytes}'}; "
-                    f"delete runs/{plan.run_id}/receipts/{receipt.shard}.json and run again: the shard is redone"
-                )
-            table = _read_part(
-                lake, root, part, ["item_id"] if part.level == "row" else ["item_id", "input_digest", "n_rows"]
+    with Spool(_ITEM_ROWS) as found, Spool(_DETAILS) as details:
+        for receipt in results:
+            for part in receipt.parts:
+                _check_part(lake, plan, receipt.shard, part, found, details)
+        units, counted = _differences(plan.units.select(["item_id", "input_digest"]), found.table(), details.table())
+        if units:
+            raise CommitError(
+                f"run {plan.run_id[:8]}: {plan.units.num_rows} units planned, {found.rows} item rows; nothing is published"
             )
-            if table.num_rows != part.rows:
-                raise CommitError(f"shard {receipt.shard}: {table.num_rows} rows in a file, {part.rows} in its receipt")
-            (seen if part.level == "item" else details).append(table)
-    rows = pa.concat_tables(seen) if seen else pa.table({"item_id": [], "input_digest": [], "n_rows": []})
-    planned = sorted(zip(plan.units["item_id"].to_pylist(), plan.units["input_digest"].to_pylist(), strict=True))
-    found = sorted(zip(rows["item_id"].to_pylist(), rows["input_digest"].to_pylist(), strict=True))
-    if planned != found:
+        if counted:
+            rows = sum(part.rows for receipt in results for part in receipt.parts if part.level == "row")
+            raise CommitError(
+                f"run {plan.run_id[:8]}: {rows} detail rows, but the item rows count others; nothing is published"
+            )
+
+
+_ITEM_ROWS = pa.schema([("item_id", pa.string()), ("input_digest", pa.string()), ("n_rows", pa.int64())])
+_DETAILS = pa.schema([("item_id", pa.string()), ("n", pa.int64())])
+"""How many detail rows a part has of an item."""
+
+
+def _check_part(lake: Lake, plan: Plan, shard: str, part: Part, found: Spool, details: Spool) -> None:
+    """Hold a file to its receipt, and take what it says of units."""
+    root = lake.predictions(plan.output)
+    own = f"level={part.level}/key_group={plan.key_group}/{plan.run_id}-{shard}-"
+    if not part.path.startswith(own) or "/" in part.path.removeprefix(own):
+        raise CommitError(f"receipt of shard {shard} names a file outside of its table; nothing is published")
+    size = lake.store.size(f"{root}/{part.path}")
+    if size != part.bytes:
         raise CommitError(
-            f"run {plan.run_id[:8]}: {len(planned)} units planned, {len(found)} item rows; nothing is published"
+            f"shard {shard}: its file is {'gone' if size is None else f'of {size} bytes, not {part.bytes}'}; "
+            f"delete runs/{plan.run_id}/receipts/{shard}.json and run again: the shard is redone"
         )
-    counted = Counter(name for table in details for name in table["item_id"].to_pylist())
-    said = {item: n for item, n in zip(rows["item_id"].to_pylist(), rows["n_rows"].to_pylist(), strict=True) if n}
-    if counted != said:
-        raise CommitError(
-            f"run {plan.run_id[:8]}: {counted.total()} detail rows, but the item rows count others; nothing is published"
-        )
+    table = _read_part(lake, root, part, ["item_id"] if part.level == "row" else _ITEM_ROWS.names)
+    if table.num_rows != part.rows:
+        raise CommitError(f"shard {shard}: {table.num_rows} rows in a file, {part.rows} in its receipt")
+    if part.level == "item":
+        found.write_table(table)
+    else:
+        counted = pc.value_counts(table["item_id"])
+        details.write_table(pa.table({"item_id": counted.field("values"), "n": counted.field("counts")}))
+
+
+def _differences(planned: pa.Table, found: pa.Table, details: pa.Table) -> tuple[int, int]:
+    """(units that do not have exactly one item row, items whose detail rows are not as many as their row says)."""
+    key = pair("item_id", "input_digest")
+    with database() as opened:
+        for name, table in (("planned", planned), ("found", found), ("details", details)):
+            opened.register(name, table)
+        [counts] = opened.sql(
+            f"""
+            select (select count(*) from (
+                select key from (select {key} as key, 1 as n from planned union all select {key}, -1 from found)
+                group by key having sum(n) <> 0)),
+              (select count(*) from (
+                select item_id from (select item_id, n_rows as n from found where n_rows <> 0
+                                     union all select item_id, -n from details)
+                group by item_id having sum(n) <> 0))
+            """  # noqa: S608
+        ).fetchall()
+    return int(counts[0]), int(counts[1])
 
 
 def _fix_wave(lake: Lake, run_id: str, number: int, parts: Sequence[Part]) -> None:
@@ -197,34 +223,33 @@ def _without_published(
 
 def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
     """Items of the plan whose key another run has committed since the plan was made, with the status there."""
-    import duckdb
-
     if table.version() == plan.table_version:
         return {}
-    done = table.to_pyarrow_dataset()  # noqa: F841 - duckdb finds it by name
-    planned = plan.units.select(["item_id", "input_digest", "attempt"])  # noqa: F841
-    rows = duckdb.execute(
-        """
-        select item_id, max(status) from done join planned using (item_id, input_digest)
-        where level = 'item' and key_group = $group and model_digest = $model and spec_digest = $spec
-          and run_id <> $run and done.attempt >= planned.attempt
-        group by item_id
-        """,  # scored comes after failed
-        {"group": plan.key_group, "model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id},
-    )
-    return {row[0]: row[1] for row in rows.fetchall()}
+    key = {"model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id}
+    with database() as opened:
+        opened.register("own", predictions.item_rows(table, plan.key_group))
+        opened.register("planned", plan.units.select(["item_id", "input_digest", "attempt"]))
+        rows = opened.execute(
+            """
+            select item_id, max(status) from own join planned using (item_id, input_digest)
+            where model_digest = $model and spec_digest = $spec and run_id <> $run and own.attempt >= planned.attempt
+            group by item_id
+            """,  # scored comes after failed
+            key,
+        ).fetchall()
+    return {row[0]: row[1] for row in rows}
 
 
 def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
-    withdrawn = suppressed(lake)
-    pairs = zip(plan.units["item_id"].to_pylist(), plan.units["subject_id"].to_pylist(), strict=True)
-    return {item for item, subject in pairs if subject in withdrawn} if withdrawn else set()
+    withdrawn = pa.array(sorted(suppressed(lake)), pa.string())
+    theirs = pc.is_in(plan.units["subject_id"], withdrawn) if len(withdrawn) else None
+    return set() if theirs is None else set(plan.units["item_id"].filter(theirs).to_pylist())
 
 
 def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> Part:
     """Write rows as a part file with page checksums, read it back, and say what it is."""
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(rows, buffer, write_page_checksum=True, **_encoding(rows.schema))
     data, path = buffer.getvalue(), f"{root}/{stem}.parquet"
     if not lake.store.put_if_absent(path, data) and lake.store.get(path) != data:
         raise EnvironmentFailure(f"{path} is there already with other bytes")
@@ -232,6 +257,25 @@ def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> 
     if found != sha256_bytes(data):
         raise EnvironmentFailure(f"{path} reads back other bytes than were written; check the disk")
     return Part(f"{stem}.parquet", len(data), found, rows.num_rows, level)
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Dictionaries where values repeat, strong compression where it gains: on ids, digests and numbers, trying took as long
+    as all the rest.
+    """
+    words = [f.name for f in schema if pa.types.is_string(f.type) and f.name not in ("item_id", "input_digest")]
+    leaves = [leaf for f in schema for leaf in _leaves(f.name, f.type)]
+    codecs = {path: "snappy" if pa.types.is_floating(kind) else "zstd" for path, kind in leaves}
+    return {"use_dictionary": words, "compression": codecs}
+
+
+def _leaves(path: str, kind: pa.DataType) -> list[tuple[str, pa.DataType]]:
+    """The columns that Parquet makes of a field: path and type of each."""
+    if pa.types.is_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
+    return [(path, kind)]
 
 
 def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> pa.Table:

@@ -1,44 +1,34 @@
 """A plan: job × lake, frozen. Which units, why each, in which shards, at what cost."""
 
-import gc
+import hashlib
 import io
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from ..lake import delta
+from ..lake import delta, predictions
+from ..lake.database import database
 from ..lake.errors import LakeError, SpecError
 from ..lake.ids import digest
 from ..lake.layout import Lake
 from ..lake.models import Manifest
-from .contract import refuse, refuse_use
-from .select import Candidate, candidates, suppressed
+from .admit import Answer, Items
+from .contract import Refusal, refuse, refuse_use
+from .cut import Cut, cut
+from .reasons import sort_out
+from .select import Key, select
 from .spec import Job
 from .task import Task
+from .units import UNITS, arrange
 
-INPUT = pa.struct([(n, pa.string()) for n in ("role", "item_id", "content_digest", "array")] + [("row", pa.int64())])
-UNITS = pa.schema(
-    [
-        pa.field("unit", pa.int64()),
-        pa.field("shard", pa.string()),
-        pa.field("item_id", pa.string()),
-        pa.field("subject_id", pa.string()),
-        pa.field("inputs", pa.list_(INPUT)),
-        pa.field("input_digest", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("attempt", pa.int64()),
-        pa.field("refused_code", pa.string()),
-        pa.field("refused", pa.string()),
-        pa.field("cost", pa.float64()),
-    ]
-)
+__all__ = ["UNITS", "Plan", "check_not_empty", "make_plan", "spec_digest"]
 
 SHARDS = 16
 """Shards that a small job is cut into, so that a few workers end together."""
@@ -85,22 +75,22 @@ class Plan:
     @property
     def shards(self) -> dict[str, int]:
         """Units by shard."""
-        return dict(Counter(self.units["shard"].to_pylist()))
+        return _counts(self.units["shard"])
 
     @property
     def reasons(self) -> dict[str, int]:
         """Planned units by reason."""
-        return dict(Counter(self.units["reason"].to_pylist()))
+        return _counts(self.units["reason"])
 
     @property
     def refusals(self) -> dict[str, int]:
         """Planned units that do not meet the contract, by code: they get a failed row without any compute."""
-        return dict(Counter(code for code in self.units["refused_code"].to_pylist() if code))
+        return _counts(self.units["refused_code"].drop_null())
 
     @property
     def cost(self) -> float:
         """Bytes of what goes through the network."""
-        return float(sum(self.units["cost"].to_pylist()))
+        return float(pc.sum(self.units["cost"], min_count=0).as_py())
 
     def to_bytes(self) -> bytes:
         """The plan as Parquet, its header in the metadata."""
@@ -110,11 +100,17 @@ class Plan:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Plan":
-        """Read a plan back."""
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        header = json.loads(table.schema.metadata[b"diastole"])
-        return cls(**{"runtime": {}, **header}, units=table.replace_schema_metadata())
+    def from_bytes(cls, data: bytes, *, units: bool = True) -> "Plan":
+        """Read a plan back, or all but its units, which are not decoded then."""
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        header = json.loads(file.schema_arrow.metadata[b"diastole"])
+        table = file.read().replace_schema_metadata() if units else UNITS.empty_table()
+        return cls(**{"runtime": {}, **header}, units=table)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = pc.value_counts(column)
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
 def spec_digest(task: Task, precision: str = "fp32") -> str:
@@ -132,19 +128,6 @@ def spec_digest(task: Task, precision: str = "fp32") -> str:
     )
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A plan makes millions of small objects, none in a cycle: looking at them again and again took half of the time."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
-@_collector_paused()
 def make_plan(
     lake: Lake,
     job: Job,
@@ -165,30 +148,26 @@ def make_plan(
     _check_use(job, manifest)
     runtime = dict(runtime or {})
     spec, model = spec_digest(task, runtime.get("precision", "fp32")), manifest.model_digest
-    group = digest([model, spec])[:8]
+    key = Key(predictions.key_group(model, spec), model, spec)
     table = delta.open_table(lake, lake.predictions(job.output))
-    found = candidates(lake, {role: job.inputs[role] for role in manifest.inputs}, only)
-    skipped: Counter[str] = Counter(found.unpaired)
-    withdrawn = suppressed(lake)
-    units: list[dict[str, Any]] = []
-    seen = _results_so_far(table, found.units, model, spec)
-    for candidate in found.units:
-        reason, attempt = _reason(seen.get(candidate.item_id), candidate, retry=retry)
-        if candidate.subject_id in withdrawn:
-            skipped["withdrawn"] += 1
-        elif attempt == 0:
-            skipped[reason] += 1
-        elif limit is not None and len(units) >= limit:
-            skipped["beyond the limit"] += 1
-        else:
-            units.append(_unit(candidate, reason, attempt, job, manifest, task))
-    _cut(units)
+
+    def answer(items: Items) -> Answer:
+        refusal = _refusal(items, job, manifest, task)
+        return refusal, 0.0 if refusal else task.cost(items)
+
+    with database() as opened:
+        opened.register("done", predictions.item_rows(table))
+        opened.register("own", predictions.item_rows(table, key.group))
+        selected = select(opened, lake, {role: job.inputs[role] for role in manifest.inputs}, only, key)
+        left = sort_out(opened, selected, key, retry=retry, limit=limit)
+        planned = selected.open.num_rows > left.total()
+        units = arrange(opened, list(manifest.inputs), answer, _cut) if planned else UNITS.empty_table()
     plan = Plan(
         job=job.model_dump(mode="json"),
         model=manifest.ref,
         model_digest=model,
         spec_digest=spec,
-        key_group=group,
+        key_group=key.group,
         task=task.name,
         task_version=task.version,
         options=task.options.model_dump(mode="json"),
@@ -197,15 +176,15 @@ def make_plan(
         device=device,
         batch=job.resources.batch or runtime.get("batch") or manifest.batch,
         runtime=runtime,
-        units=pa.Table.from_pylist(units, UNITS),
-        skipped=dict(sorted(skipped.items())),
-        wanted=pa.table(
-            {"item_id": [u.item_id for u in found.units], "input_digest": [u.input_digest for u in found.units]},
-            schema=pa.schema([("item_id", pa.string()), ("input_digest", pa.string())]),
-        ),
+        units=units,
+        skipped=dict(sorted((selected.skipped + left).items())),
+        wanted=selected.wanted,
     )
-    identity = [plan.header(), *([u[name] for u in units] for name in ("item_id", "input_digest", "attempt", "shard"))]
-    return Plan(**{**plan.__dict__, "run_id": digest(identity)})
+    identity = [
+        plan.header(),
+        *(_column_digest(units[name]) for name in ("item_id", "input_digest", "attempt", "shard")),
+    ]
+    return replace(plan, run_id=digest(identity))
 
 
 def _check_use(job: Job, manifest: Manifest) -> None:
@@ -220,96 +199,34 @@ def _check_use(job: Job, manifest: Manifest) -> None:
         )
 
 
-def _unit(candidate: Candidate, reason: str, attempt: int, job: Job, manifest: Manifest, task: Task) -> dict[str, Any]:
-    refusal = None
-    for item in candidate.items.values():
-        refusal = refusal or refuse_use(item, job.purpose)
+def _refusal(items: Items, job: Job, manifest: Manifest, task: Task) -> Refusal | None:
+    """Why a unit cannot be scored, told before any compute, or None."""
+    for item in items.values():
+        if found := refuse_use(item, job.purpose):
+            return found
     for role, contract in manifest.inputs.items():
-        refusal = refusal or refuse(contract, candidate.items[role])
-    refusal = refusal or task.refuse(candidate.items)
-    code, text = refusal or (None, None)
-    return {
-        "unit": 0,
-        "shard": "",
-        "item_id": candidate.item_id,
-        "subject_id": candidate.subject_id,
-        "inputs": [
-            {"role": role, **{n: item[n] for n in ("item_id", "content_digest", "array", "row")}}
-            for role, item in candidate.items.items()
-        ],
-        "input_digest": candidate.input_digest,
-        "reason": reason,
-        "attempt": attempt,
-        "refused_code": code,
-        "refused": text,
-        "cost": 0.0 if refusal else task.cost(candidate.items),
-    }
+        if found := refuse(contract, items[role]):
+            return found
+    return task.refuse(items)
 
 
-def _results_so_far(table: Any, units: Sequence[Candidate], model: str, spec: str) -> dict[str, Mapping[str, Any]]:
-    """What the output has of each item: under this very key, and under others."""
-    if table is None or not units:
-        return {}
-    import duckdb
-
-    wanted = pa.table(  # noqa: F841 - duckdb finds it by name
-        {"item_id": [u.item_id for u in units], "wanted": [u.input_digest for u in units]}
-    )
-    done = table.to_pyarrow_dataset()  # noqa: F841 - duckdb finds it by name
-    rows = duckdb.execute(
-        """
-        select item_id,
-          bool_or(k and status = 'scored') as scored,
-          max(case when k and status = 'failed' then attempt end) as failed,
-          bool_or(model_digest = $model and spec_digest = $spec and input_digest <> wanted) as other_input,
-          bool_or(model_digest <> $model and input_digest = wanted) as other_model,
-          bool_or(model_digest = $model and spec_digest <> $spec and input_digest = wanted) as other_spec
-        from (
-          select *, input_digest = wanted and model_digest = $model and spec_digest = $spec as k
-          from (select item_id, input_digest, model_digest, spec_digest, status, attempt from done where level = 'item')
-          join wanted using (item_id))
-        group by item_id
-        """,
-        {"model": model, "spec": spec},
-    )
-    names = [column[0] for column in rows.description]
-    return {row[0]: dict(zip(names, row, strict=True)) for row in rows.fetchall()}
+def _cut(costs: NDArray[np.float64]) -> Cut:
+    """Shards so large that a small job has enough of them, and a large one not too many."""
+    target = min(max(float(costs.sum()) / SHARDS, SHARD_COST[0]), SHARD_COST[1])
+    return cut(costs, target, NEIGHBOURS, SHARD_UNITS)
 
 
-def _reason(seen: Mapping[str, Any] | None, candidate: Candidate, *, retry: bool) -> tuple[str, int]:
-    """(reason, attempt) of a unit; attempt 0 is not to be planned."""
-    del candidate
-    if seen is None:
-        return "new", 1
-    if seen["scored"]:
-        return "already scored", 0
-    if seen["failed"] is not None:
-        return ("retry", int(seen["failed"]) + 1) if retry else ("failed before (--retry scores it again)", 0)
-    if seen["other_input"]:
-        return "changed", 1
-    if seen["other_model"]:
-        return "model changed", 1
-    return ("parameters changed", 1) if seen["other_spec"] else ("changed", 1)
-
-
-def _cut(units: list[dict[str, Any]]) -> None:
-    """Cut units into shards of about equal cost.
-
-    They are taken in the order of storage, some shards' worth at a time; within those, units of like cost come together,
-    so that a batch pads little. So a shard reads from few packs, and each pack is read by few shards.
-    """
-    total = sum(u["cost"] for u in units)
-    target = min(max(total / SHARDS, SHARD_COST[0]), SHARD_COST[1])
-    units.sort(key=lambda u: (u["inputs"][0]["array"], u["inputs"][0]["row"] or 0, u["item_id"]))
-    blocks = [reached // (NEIGHBOURS * target) for reached in accumulate(u["cost"] for u in units)]
-    order = sorted(range(len(units)), key=lambda n: (blocks[n], units[n]["cost"], n))
-    units[:] = [units[n] for n in order]
-    shard, cost, count = 0, 0.0, 0
-    for number, unit in enumerate(units):
-        if count and (cost + unit["cost"] / 2 > target or count >= SHARD_UNITS):
-            shard, cost, count = shard + 1, 0.0, 0
-        unit["unit"], unit["shard"] = number, f"{shard:05d}"
-        cost, count = cost + unit["cost"], count + 1
+def _column_digest(column: pa.ChunkedArray) -> str:
+    """Digest of a column of integers or strings without nulls, the same however it is cut into chunks."""
+    values, lengths = hashlib.sha256(), hashlib.sha256()
+    for chunk in column.chunks:
+        if pa.types.is_integer(chunk.type):
+            values.update(chunk.to_numpy().astype("<i8").tobytes())
+            continue
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        lengths.update(np.diff(offsets).astype("<i4").tobytes())
+        values.update(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]] if len(chunk) else b"")
+    return values.hexdigest() + lengths.hexdigest()
 
 
 def check_not_empty(plan: Plan, lake: Lake) -> None:

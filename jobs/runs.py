@@ -30,10 +30,10 @@ def start(lake: Lake, plan: Plan) -> None:
     lake.store.put_if_absent(f"{folder}/plan.parquet", plan.to_bytes())
 
 
-def read_plan(lake: Lake, run_id: str) -> Plan:
-    """The plan of a run. Raises LakeError where there is no such run."""
+def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
+    """The plan of a run, or all but its units. Raises LakeError where there is no such run."""
     try:
-        return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"))
+        return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"), units=units)
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
 
@@ -88,8 +88,8 @@ def resolve(lake: Lake, prefix: str) -> str:
 def unfinished(lake: Lake, job_name: str) -> list[Plan]:
     """Plans of this job's runs that have not ended."""
     open_runs = [run for run in list_runs(lake) if lake.store.size(f"runs/{run}/run.json") is None]
-    plans = [read_plan(lake, run) for run in open_runs]
-    return [plan for plan in plans if plan.job["name"] == job_name]
+    own = [run for run in open_runs if read_plan(lake, run, units=False).job["name"] == job_name]
+    return [read_plan(lake, run) for run in own]
 
 
 @contextmanager

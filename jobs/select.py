@@ -1,65 +1,84 @@
-"""Which units a job means: items that match, joined over roles, nothing of the withdrawn."""
+"""Which units a job means: items that match, joined over roles. It happens in DuckDB; no item becomes a Python object."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..lake.errors import SpecError
-from ..lake.ids import digest
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..lake.database import ROWS, Spool
+from ..lake.errors import EnvironmentFailure, SpecError
 from ..lake.items import open_items
 from ..lake.layout import Lake
 from .spec import Selection
 
-_COLUMNS = """item_id, subject_id, session_id, modality, "array", "row", shape, nbytes, content_digest,
-    struct_pack(orientation := geometry.orientation, spacing := geometry.spacing) as geometry, signal, sequence, permitted_use,
-    attributes"""
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A unit before it is known whether it must be scored."""
-
-    item_id: str
-    subject_id: str | None
-    items: Mapping[str, Mapping[str, Any]]
-    """Items rows by role."""
-    input_digest: str
+WANTED = pa.schema([("item_id", pa.string()), ("input_digest", pa.string())])
+"""All that a job means, scored already or not."""
 
 
 @dataclass(frozen=True)
 class Selected:
     """What a job's selections gave."""
 
-    units: list[Candidate]
-    unpaired: dict[str, int]
-    """Items that have no partner in another role, by reason."""
+    wanted: pa.Table
+    """Of `WANTED`: all units."""
+    open: pa.Table
+    """Units that have no scored result under their key: item_id, subject_id, input_digest, and `item_1`, `item_2`, … of
+    the second, third, … role.
+    """
+    skipped: Counter[str]
+    """The others, by reason, and items that have no partner in another role."""
 
 
-def candidates(lake: Lake, inputs: Mapping[str, Selection], only: Sequence[str]) -> Selected:
-    """All units of a job. Raises LakeError for a dataset that is not there, SpecError for a bad condition."""
-    by_role = {role: _items(lake, selection) for role, selection in inputs.items()}
-    first, *others = by_role
-    units, unpaired = [], 0
-    partners = {role: _by_session(by_role[role]) for role in others}
-    for item in by_role[first]:
-        chosen = {first: item}
-        for role in others:
-            found = partners[role].get((item["subject_id"], item["session_id"]), [])
-            if item["subject_id"] is not None and len(found) == 1:
-                chosen[role] = found[0]
-        if len(chosen) < len(by_role):
-            unpaired += 1
-            continue
-        inputs_digest = digest([[role, i["content_digest"]] for role, i in chosen.items()])
-        units.append(Candidate(item["item_id"], item["subject_id"], chosen, inputs_digest))
-    if only:
-        there = {unit.item_id for unit in units}
-        missing = [item for item in only if item not in there]
-        if missing:
-            raise SpecError(f"{len(missing)} item ids of --only are not in the selection, first: {missing[0]}")
-        units = [unit for unit in units if unit.item_id in set(only)]
-    return Selected(units, {"no single partner in the session": unpaired} if unpaired else {})
+@dataclass(frozen=True)
+class Key:
+    """Under which key a result must be to count; with the item and its input, see lake.predictions."""
+
+    group: str
+    model: str
+    spec: str
+
+
+def select(
+    database: "DuckDBPyConnection", lake: Lake, inputs: Mapping[str, Selection], only: Sequence[str], key: Key
+) -> Selected:
+    """All units of a job; leaves views `items_0`, `items_1`, … of the roles' items in the database, beside `own`, results of the key's group.
+
+    Raises LakeError for a dataset that is not there, SpecError for a bad condition.
+    """
+    selections = list(inputs.values())
+    for number, selection in reversed(list(enumerate(selections))):
+        rows = open_items(lake, selection.dataset).to_pyarrow_dataset()
+        database.register(f"items_{number}", rows)
+        database.register("items", rows)  # as conditions call it
+        if number:
+            with _condition(selection):
+                database.execute(f"create temp table partner_{number} as {_PARTNERS.format(_matching(selection))}")
+    database.register("named", pa.table({"item_id": pa.array(sorted(set(only)), pa.string())}))
+    database.register("withdrawn", pa.table({"subject_id": pa.array(sorted(suppressed(lake)), pa.string())}))
+    query = _query(list(inputs), selections[0], only=bool(only))
+    fields = [pa.field(name, pa.string()) for name in ("item_id", "subject_id", "input_digest", *_others(selections))]
+    skipped: Counter[str] = Counter()
+    with Spool(WANTED) as wanted, Spool(pa.schema(fields)) as left:
+        for batch in _batches(database, query, selections[0], key):
+            paired = batch.filter(batch["paired"])
+            skipped["no single partner in the session"] += batch.num_rows - paired.num_rows
+            meant = paired.filter(paired["meant"])
+            wanted.write(meant.select(WANTED.names))
+            allowed = meant.filter(pc.invert(meant["withdrawn"]))
+            skipped["withdrawn"] += meant.num_rows - allowed.num_rows
+            unscored = allowed.filter(pc.invert(allowed["scored"]))
+            skipped["already scored"] += allowed.num_rows - unscored.num_rows
+            left.write(unscored.select(left.schema.names))
+        selected = Selected(wanted.table(), left.table(), +skipped)
+    _check_only(selected.wanted, only)
+    return selected
 
 
 def suppressed(lake: Lake) -> set[str]:
@@ -67,29 +86,98 @@ def suppressed(lake: Lake) -> set[str]:
     return {path.rsplit("/", 1)[1] for path, _ in lake.store.list("suppressed")}
 
 
-def _items(lake: Lake, selection: Selection) -> list[dict[str, Any]]:
-    import duckdb
+def pair(left: str, right: str) -> str:
+    """SQL: a digest of two ids, a fourth of their size in a hash table. Ids are keyed or digests: nobody can aim at it."""
+    return f"md5_number({left} || '/' || {right})"
 
-    table = open_items(lake, selection.dataset)
+
+def input_digest(roles: Mapping[str, str]) -> str:
+    """SQL: as ids.digest([[role, content digest], …]), from the columns of the content digests by role."""
+    entries = [f"'[{quoted(json.dumps(role, ensure_ascii=False))},' || {_json(c)} || ']'" for role, c in roles.items()]
+    listed = " || ',' || ".join(entries)
+    return f"sha256('[' || {listed} || ']')[:32]"
+
+
+def _json(column: str) -> str:
+    return f"coalesce('\"' || {column} || '\"', 'null')"  # a digest has nothing that JSON escapes
+
+
+def quoted(text: str) -> str:
+    """For a string between quotes in SQL."""
+    return text.replace("'", "''")
+
+
+def _others(selections: Sequence[Selection]) -> list[str]:
+    return [f"item_{number}" for number in range(1, len(selections))]
+
+
+def _matching(selection: Selection) -> str:
     where = f" and ({selection.where})" if selection.where else ""
-    with duckdb.connect(config={"enable_external_access": False, "lock_configuration": True}) as connection:
-        connection.register("items", table.to_pyarrow_dataset())
-        try:
-            rows = connection.sql(f"select {_COLUMNS} from items where state = 'live'{where} order by item_id")  # noqa: S608
-            found = rows.to_arrow_table()
-        except duckdb.Error as error:
-            first = str(error).strip().splitlines()[0]
-            raise SpecError(f"where: {selection.where!r} is not a condition over items: {first}") from None
-    return list(found.to_pylist())
+    return f"select item_id, subject_id, session_id, content_digest from items where state = 'live'{where}"  # noqa: S608
 
 
-def _by_session(items: Sequence[dict[str, Any]]) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
-    grouped: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-    for item in items:
-        grouped.setdefault((item["subject_id"], item["session_id"]), []).append(item)
-    return grouped
+_PARTNERS = """
+    select subject_id, session_id, any_value(item_id) as item_id, any_value(content_digest) as content_digest
+    from ({}) where subject_id is not null group by subject_id, session_id having count(*) = 1
+"""
+"""Items that are the only one of their session."""
 
 
-def attributes(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What else the source said of an item."""
-    return dict(json.loads(item["attributes"] or "{}"))
+def _query(roles: Sequence[str], first: Selection, *, only: bool) -> str:
+    others = range(1, len(roles))
+    digests = {role: f"i{number}.content_digest" for number, role in enumerate(roles)}
+    joins = "".join(
+        f" left join partner_{n} i{n} on i0.subject_id = i{n}.subject_id and i0.session_id is not distinct from i{n}.session_id"
+        for n in others
+    )
+    return f"""
+        with units as (
+            select i0.item_id, i0.subject_id, {input_digest(digests)} as input_digest,
+              {"".join(f"i{n}.item_id as item_{n}, " for n in others)}
+              {" and ".join(["true", *(f"i{n}.item_id is not null" for n in others)])} as paired
+            from ({_matching(first)}) i0{joins})
+        select *, {"item_id in (select item_id from named)" if only else "true"} as meant,
+          coalesce(subject_id in (select subject_id from withdrawn), false) as withdrawn,
+          {pair("item_id", "input_digest")} in (
+            select {pair("item_id", "input_digest")} from own
+            where model_digest = $model and spec_digest = $spec and status = 'scored') as scored
+        from units
+    """  # noqa: S608 - the condition is what the user may say, and the database has nothing else
+
+
+def _batches(database: "DuckDBPyConnection", query: str, selection: Selection, key: Key) -> Iterator[pa.RecordBatch]:
+    with _condition(selection):
+        reader = database.sql(query, params={"model": key.model, "spec": key.spec}).to_arrow_reader(ROWS)
+    while True:
+        with _condition(selection):
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+        yield batch
+
+
+class _condition:  # noqa: N801 - used like a function
+    """What the database says against a query that has a user's condition in it is said of that condition."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        import duckdb
+
+        if not isinstance(error, duckdb.Error | pa.ArrowException | OSError):
+            return
+        first = str(error).strip().splitlines()[0]
+        if self.selection.where is None:
+            raise EnvironmentFailure(f"items of {self.selection.dataset} cannot be read: {first}") from None
+        raise SpecError(f"where: {self.selection.where!r} is not a condition over items: {first}") from None
+
+
+def _check_only(wanted: pa.Table, only: Sequence[str]) -> None:
+    there = set(wanted["item_id"].to_pylist()) if only else set()
+    missing = [item for item in only if item not in there]
+    if missing:
+        raise SpecError(f"{len(missing)} item ids of --only are not in the selection, first: {missing[0]}")

@@ -9,11 +9,12 @@ The engine drives every unit through the same steps:
         ready = task.prepare(state, window, raw)    # numpy, ahead of time, in a reading thread
         inputs = task.encode(step, [ready, …])      # a batch, on the device: cast, scale, one-hot, pad
         outputs = network(inputs)                   # named outputs, first axis the batch
-        task.collect(state, window, outputs)        # one window's share, on the device
+        outputs = task.decode(step, outputs)        # what is done with them all at once, on the device
+        task.collect(state, window, outputs)        # one window's share
     result = task.finish(state)                     # the item row, detail rows and maps
 
 Windows of several units share a batch if their `bucket` is equal. `prepare` may run while other windows of the unit
-are collected, so it must not read what `collect` writes. With `ordered` it may: a unit's next window is prepared only
+are collected, so it must not read what `collect` writes; `encode` and `decode` run in a lane, beside all of these. With `ordered` it may: a unit's next window is prepared only
 after the last one was collected, so that a recurrent network's state travels in `state`.
 """
 
@@ -132,12 +133,16 @@ class Task(ABC):
         del read
 
     def refuse(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
-        """(code, reason) why a unit's items rows cannot be scored, beyond what the contract says."""
+        """(code, reason) why a unit's items cannot be scored, beyond what the contract says.
+
+        Of an item it is told modality, shape, dtype, nbytes, orientation and spacing, signal, sequence, permitted use and
+        attributes, and as `row` 0 where it is in a pack: it is asked once for all units that agree in these.
+        """
         del items
         return None
 
     def cost(self, items: Mapping[str, Mapping[str, Any]]) -> float:
-        """Relative cost of a unit, by which shards are cut: bytes of what goes through the network."""
+        """Relative cost of a unit, by which shards are cut: bytes of what goes through the network. Told as `refuse` is."""
         return float(sum(item["nbytes"] or 0 for item in items.values()))
 
     @abstractmethod
@@ -157,9 +162,14 @@ class Task(ABC):
     def encode(self, step: int, ready: Sequence[Any], device: Any) -> dict[str, Any]:
         """Network inputs by name, for a batch of prepared windows: tensors on `device`."""
 
+    def decode(self, step: int, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a batch's outputs, found finite, become before each window gets its own: tensors or arrays, batch first."""
+        del step
+        return outputs
+
     @abstractmethod
     def collect(self, state: Any, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
-        """Take one window's outputs (tensors on the device, without the batch axis)."""
+        """Take one window's outputs, as `decode` left them, without the batch axis."""
 
     @abstractmethod
     def finish(self, state: Any) -> Result:

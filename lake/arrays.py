@@ -19,6 +19,7 @@ from . import integrity
 from .errors import EnvironmentFailure, ItemError, LakeError
 from .ids import content_digest
 from .layout import Lake
+from .shards import write_sharded
 
 SHARD_BYTES = 256 * 2**20
 """Upper bound of one shard before compression."""
@@ -36,13 +37,20 @@ class StoredArray:
 
 
 def write_volume(
-    lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any], recorded: integrity.Recorded | None = None
+    lake: Lake,
+    prefix: str,
+    data: np.ndarray,
+    meta: Mapping[str, Any],
+    recorded: integrity.Recorded | None = None,
+    *,
+    durable: bool = True,
 ) -> StoredArray:
     """Write a volume as an OME-Zarr 0.5 group.
 
     `data` is (z, y, x) or (t, z, y, x), that is, the first voxel axis of the source last. `meta` has `spacing` in mm
     and `affine` in the order x, y, z, and may have `rescale` (slope, intercept) and more. What is at its path already
-    is left as it is; with `recorded` it is read, and written anew where it is not the same.
+    is left as it is; with `recorded` it is read, and written anew where it is not the same. What is not `durable` is so
+    only after the caller has synced its folder.
     """
     axes = [{"name": n, "type": "space", "unit": "millimeter"} for n in "zyx"]
     scale = [float(s) for s in reversed(meta["spacing"])]
@@ -56,7 +64,9 @@ def write_volume(
     }
     chunks = tuple([1] * (data.ndim - 3) + [min(n, 64) for n in data.shape[-3:]])
     attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
-    return _write_group(lake, prefix, "0", data, [a["name"] for a in axes], chunks, meta, attributes, recorded)
+    return _write_group(
+        lake, prefix, "0", data, [a["name"] for a in axes], chunks, meta, attributes, recorded, durable=durable
+    )
 
 
 def write_recording(
@@ -79,9 +89,9 @@ def _write_group(
     meta: Mapping[str, Any],
     attributes: Mapping[str, Any],
     recorded: integrity.Recorded | None,
+    *,
+    durable: bool = True,
 ) -> StoredArray:
-    from zarr.codecs import ZstdCodec
-
     data = np.ascontiguousarray(data)
     digest = content_digest(header(data.shape, data.dtype, meta), data)
     path = f"{prefix}/{digest}.zarr"
@@ -92,23 +102,13 @@ def _write_group(
             for file, _ in lake.store.list(path):
                 lake.store.delete(file)
         if lake.store.size(f"{path}/zarr.json") is None:  # written last: where it is, the array is whole
-            array = with_pipeline(
-                "create_array",
-                WRITE,
-                lake.store.zarr(f"{path}/{name}", read_only=False),  # below a group, zarr would write one of its own
-                shape=data.shape,
-                dtype=data.dtype,
-                chunks=chunks,
-                shards=shards(data.shape, chunks, data.dtype.itemsize),
-                compressors=[ZstdCodec(level=3, checksum=True)],
-                dimension_names=list(dimensions),
-                config={"write_empty_chunks": True},
-                overwrite=True,
+            write_sharded(
+                lake, f"{path}/{name}", data, chunks, shards(data.shape, chunks, data.dtype.itemsize), dimensions
             )
-            array[...] = data
-            lake.store.sync(path)
+            if durable:
+                lake.store.sync(path)
             group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "diastole": dict(meta)}}
-            lake.store.put(f"{path}/zarr.json", json.dumps(group, indent=1).encode())
+            lake.store.put(f"{path}/zarr.json", json.dumps(group).encode(), durable=durable)
     return StoredArray(path, digest, integrity.hashed(lake, path), healed)
 
 

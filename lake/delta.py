@@ -93,13 +93,20 @@ def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> No
         retried(f"append to {path}", attempt)
 
 
-def upsert(lake: Lake, path: str, rows: pa.Table, key: str) -> None:
-    """Insert rows, replacing those of the same key. The key must be unique in `rows`."""
-    from deltalake import CommitProperties
+def upsert(lake: Lake, path: str, rows: pa.Table, key: str, *, none_in: int | None = None) -> None:
+    """Insert rows, replacing those of the same key. The key must be unique in `rows`.
+
+    `none_in` is a version of the table that is known to have none of the keys: while it is the last, rows are appended,
+    since a merge costs as much as the table is long.
+    """
+    from deltalake import CommitProperties, write_deltalake
 
     def attempt() -> None:
         table = ensure_table(lake, path, rows.schema)
         properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        if table.version() == none_in:
+            write_deltalake(table, rows, mode="append", commit_properties=properties)
+            return
         merge = table.merge(
             rows, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=properties
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GEOMETRY = pa.struct(
     [
-        pa.field("spacing", pa.list_(pa.float64())),  # mm, in the order of `orientation`
+        pa.field("spacing", pa.list_(pa.float64())),  # mm, in the order of `orientation`; of images: x, y
         pa.field("orientation", pa.string()),  # where the first, second, third voxel axis points: RAS, LPS, …
         pa.field("affine", pa.list_(pa.float64())),  # 16 numbers, rows first: voxel (first, second, third) → RAS in mm
     ]
@@ -92,9 +92,9 @@ def read_sources(lake: Lake, dataset: str) -> pa.Table:
     return delta.read(lake, lake.dataset(dataset, "sources"), schema=SOURCES)
 
 
-def write_items(lake: Lake, dataset: str, rows: pa.Table) -> None:
-    """Insert or replace items."""
-    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id")
+def write_items(lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None) -> None:
+    """Insert or replace items. `none_in`: a version of their table that has none of them."""
+    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in)
 
 
 def write_sources(lake: Lake, dataset: str, rows: pa.Table) -> None:

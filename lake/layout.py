@@ -100,7 +100,7 @@ class Lake:
         return keyed(self.key, "source", path)
 
     def dataset(self, name: str, part: str) -> str:
-        """Path of a dataset's `items`, `sources`, `arrays` or `sequences`."""
+        """Path of a dataset's `items`, `sources`, `arrays`, `images` or `sequences`."""
         return f"datasets/{check_name('dataset', name)}/{part}"
 
     def datasets(self) -> list[str]:

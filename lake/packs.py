@@ -15,10 +15,11 @@ import numpy as np
 import xxhash
 
 from . import integrity
-from .arrays import READ, WRITE, decoding, header, with_pipeline
+from .arrays import READ, decoding, header, with_pipeline
 from .errors import ItemError
 from .ids import canonical_json, digest
 from .layout import Lake
+from .shards import ZSTD_LEVEL, write_sharded
 
 CHUNK_BYTES = 2**20
 """Images in one inner chunk at about: what is read to get at one image."""
@@ -28,7 +29,6 @@ TAKEN = 16
 """Chunks that are read in one go where rows are scattered."""
 SAMPLES = 8
 """Chunks that are compressed to see whether it pays."""
-ZSTD_LEVEL = 3
 WORTH = 0.9
 """Images that zstd makes no smaller than this share are stored as they are, with a crc32c: decoding would only cost."""
 
@@ -46,8 +46,6 @@ def write_pack(
 
     A pack that is there is left as it is, but with `anew`, which replaces a damaged one.
     """
-    from zarr.codecs import Crc32cCodec
-
     path = pack_path(prefix, digests)
     if anew:
         lake.store.delete(f"{path}/zarr.json")  # first, so that a kill in between leaves no whole pack
@@ -57,8 +55,10 @@ def write_pack(
         images = np.ascontiguousarray(images)
         rows = _rows_of_a_chunk(images)
         raw = raw_digests(digests)
-        _write(lake, path, "images", images, rows, ["row", "c", "y", "x"], _compressors(images, rows))
-        _write(lake, path, "digests", raw, len(raw), ["row", "byte"], [Crc32cCodec()])
+        chunk, shard = (rows, *images.shape[1:]), (-(-len(images) // rows) * rows, *images.shape[1:])
+        hard = _hard(images, rows)
+        write_sharded(lake, f"{path}/images", images, chunk, shard, ["row", "c", "y", "x"], plain=hard)
+        write_sharded(lake, f"{path}/digests", raw, raw.shape, raw.shape, ["row", "byte"], plain=True)
         start = canonical_json(header(images.shape[1:], images.dtype, meta))
         checks = [_check(start, raw[at : at + rows], images[at : at + rows]) for at in range(0, len(images), rows)]
         lake.store.sync(path)
@@ -189,41 +189,18 @@ def _runs(chunks: np.ndarray) -> Iterator[tuple[int, int]]:
             start = at
 
 
-def _write(
-    lake: Lake, path: str, name: str, data: np.ndarray, rows: int, dimensions: list[str], compressors: list[Any]
-) -> None:
-    whole = -(-len(data) // rows) * rows
-    array = with_pipeline(
-        "create_array",
-        WRITE,
-        lake.store.zarr(f"{path}/{name}", read_only=False),  # below a group, zarr would write one of its own
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=(rows, *data.shape[1:]),
-        shards=(whole, *data.shape[1:]),
-        compressors=compressors,
-        dimension_names=dimensions,
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-    array[...] = data
-
-
 def _rows_of_a_chunk(images: np.ndarray) -> int:
     return int(min(max(CHUNK_BYTES // max(images[0].nbytes, 1), 1), len(images)))
 
 
-def _compressors(images: np.ndarray, rows: int) -> list[Any]:
-    """zstd where it pays, tried on chunks that lie evenly over the pack, else only a checksum."""
+def _hard(images: np.ndarray, rows: int) -> bool:
+    """Whether zstd does not pay, tried on chunks that lie evenly over the pack."""
     from numcodecs import Zstd
-    from zarr.codecs import Crc32cCodec, ZstdCodec
 
     chunks = range(0, len(images), rows)
     tried = [images[at : at + rows] for at in chunks[:: max(len(chunks) // SAMPLES, 1)]]
     packed = sum(len(Zstd(level=ZSTD_LEVEL).encode(piece)) for piece in tried)
-    if packed > WORTH * sum(piece.nbytes for piece in tried):
-        return [Crc32cCodec()]
-    return [ZstdCodec(level=ZSTD_LEVEL, checksum=True)]
+    return bool(packed > WORTH * sum(piece.nbytes for piece in tried))
 
 
 def _check(start: bytes, digests: np.ndarray, images: np.ndarray) -> bytes:

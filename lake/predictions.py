@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from . import delta
 from .errors import LakeError
+from .ids import digest
 from .layout import Lake
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 PARTITIONS = ["level", "key_group"]
 
@@ -62,6 +66,21 @@ def table_schema(item_columns: pa.Schema, row_columns: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field("level", pa.string()), pa.field("key_group", pa.string()), *fields.values()])
 
 
+def key_group(model_digest: str, spec_digest: str) -> str:
+    """The partition that results of a model and a spec lie in."""
+    return digest([model_digest, spec_digest])[:8]
+
+
+def item_rows(table: "DeltaTable | None", group: str | None = None) -> Any:
+    """What an output, if there is one, has of the level `item`: of all groups or of one, as a pyarrow dataset or table."""
+    chosen = [("level", "=", "item"), *([("key_group", "=", group)] if group else [])]
+    return (
+        table_schema(pa.schema([]), pa.schema([])).empty_table()
+        if table is None
+        else table.to_pyarrow_dataset(file_pruning_predicate=chosen)
+    )
+
+
 def fix_output(
     lake: Lake, output: str, task: str, classes: Sequence[str], schema: pa.Schema, units: Mapping[str, str]
 ) -> None:
@@ -111,6 +130,7 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
     import duckdb
 
     key = {"model": model_digest, "spec": spec_digest}
+    own = [("key_group", "=", key_group(model_digest, spec_digest))]
 
     def attempt() -> None:
         predicted = delta.open_table(lake, lake.predictions(output))
@@ -122,7 +142,7 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
         fence = delta.fence(shown)
         predicted.update_incremental()
         with duckdb.connect(config={"enable_external_access": False}) as connection:
-            connection.register("predicted", predicted.to_pyarrow_dataset())
+            connection.register("predicted", predicted.to_pyarrow_dataset(file_pruning_predicate=own))
             connection.register("shown", shown.to_pyarrow_dataset())
             connection.register("wanted", wanted)
             connection.execute(f"create temp table chosen as {_CHOSEN}", key)

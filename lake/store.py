@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """What may be opened. `http` is not: a lake's URL must not reach a cloud's metadata service."""
+
+SYNCS = 8
+"""Files that are made durable at a time."""
 
 
 class Store:
@@ -90,8 +94,8 @@ class Store:
                 raise
             raise EnvironmentFailure(f"storage failed at {relative}: {error.strerror}") from error
 
-    def put(self, relative: str, data: bytes) -> None:
-        """Write whole, replacing what was there."""
+    def put(self, relative: str, data: bytes, *, durable: bool = True) -> None:
+        """Write whole, replacing what was there. In a folder, what is not `durable` is so only after `sync`."""
         if self.local is None:
             import obstore
 
@@ -99,9 +103,10 @@ class Store:
                 obstore.put(self._obstore, _check(relative), data)
             return
         path = self.path(relative)
-        part = _write_aside(path, data)
+        part = _write_aside(path, data, durable=durable)
         part.replace(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync(path.parent)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         """Write whole unless something is there already; False if it was. Atomic between processes and machines."""
@@ -123,7 +128,7 @@ class Store:
             return False
         finally:
             part.unlink()
-        _sync_folder(path.parent)
+        _sync(path.parent)
         return True
 
     def delete(self, relative: str) -> None:
@@ -161,16 +166,19 @@ class Store:
             found = obstore.list_with_delimiter(self._obstore, _check(prefix))["common_prefixes"]
         yield from sorted(PurePosixPath(name).name for name in found)
 
-    def sync(self, prefix: str) -> None:
-        """Make files below a folder durable that a library wrote. Object stores are durable as they answer."""
+    def sync(self, *prefixes: str) -> None:
+        """Make files below folders durable, and these in their own. Object stores are durable as they answer.
+
+        Many at a time: a file system writes down together what is asked for together.
+        """
         if self.local is None:
             return
-        for path in self.path(prefix).rglob("*"):
-            if path.is_file():
-                _sync_file(path)
-            else:
-                _sync_folder(path)
-        _sync_folder(self.path(prefix))
+        found: dict[Path, None] = {}
+        for prefix in prefixes:
+            top = self.path(prefix)
+            found |= dict.fromkeys([top.parent, top, *top.rglob("*")])
+        with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-sync") as threads:
+            list(threads.map(_sync, found))
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         """A zarr store rooted at `relative`."""
@@ -195,26 +203,23 @@ def _check(relative: str) -> str:
     return relative
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
+def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".part-{uuid.uuid4().hex}"
     try:
         with part.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
     except OSError as error:
         part.unlink(missing_ok=True)
         raise EnvironmentFailure(f"cannot write to {path.parent}: {error.strerror}") from error
     return part
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Of a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -93,6 +93,6 @@ def drive(task: Task, unit: Unit, forward: Callable[[int, dict[str, Any]], dict[
     for step in range(len(task.steps)):
         for window in task.windows(state, step):
             raw = {role: unit.data[role][region] for role, region in window.regions.items()}
-            outputs = forward(step, task.encode(step, [task.prepare(state, window, raw)], "cpu"))
+            outputs = task.decode(step, forward(step, task.encode(step, [task.prepare(state, window, raw)], "cpu")))
             task.collect(state, step, window, {name: value[0] for name, value in outputs.items()})
     return state, task.finish(state)

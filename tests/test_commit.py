@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import made
+import pyarrow as pa
 import pytest
 
 from diastole.cluster import driver, local
@@ -274,3 +275,18 @@ def wait_for(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end, "it did not come to that point"
         time.sleep(0.05)
+
+
+def test_every_unit_and_every_detail_row_is_counted_whatever_the_totals_are():
+    def differences(found, details):
+        planned = pa.table({"item_id": ["a", "b", "c"], "input_digest": ["1", "2", "3"]})
+        rows = pa.table(dict(zip(["item_id", "input_digest", "n_rows"], zip(*found, strict=True), strict=True)))
+        counted = pa.table({"item_id": [name for name, _ in details], "n": [n for _, n in details]})
+        return commits._differences(planned, rows, counted)
+
+    whole = [("c", "3", None), ("a", "1", 5), ("b", "2", 0)]
+    assert differences(whole, [("a", 2), ("a", 3)]) == (0, 0)
+    assert differences([*whole[:2], ("b", "1", 0)], [("a", 5)]) == (2, 0)
+    assert differences([*whole[:2], whole[1]], [("a", 5)])[0] == 2
+    assert differences(whole, [("a", 4), ("b", 1)]) == (0, 2)
+    assert differences(whole, [("a", 5), ("c", 1)]) == (0, 1)

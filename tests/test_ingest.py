@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from diastole.lake import arrays, integrity, items, quarantine, sequences
+from diastole.lake import arrays, integrity, items, packs, quarantine, sequences
 from diastole.lake.errors import LakeError, SpecError
 from diastole.lake.ids import content_digest
 from diastole.workers.ingest import IngestOptions, ingest
@@ -440,6 +440,7 @@ def test_ingest_killed_anywhere_is_mended_by_the_next(lake, tmp_path, point):
     nifti(src / "a.nii")
     (src / "p.fa").write_text(">a\nMKVW\n>b\nMKL\n")
     (src / "bad.edf").write_text("x")
+    np.save(src / "s.npy", np.random.default_rng(0).integers(0, 9, (4, 20, 20)).astype(np.uint8))
     script = (
         "import sys; from diastole.lake.layout import Lake; from diastole.workers.ingest import ingest\n"
         "ingest(Lake.open(sys.argv[1]), 'd', [sys.argv[2]])"
@@ -448,15 +449,20 @@ def test_ingest_killed_anywhere_is_mended_by_the_next(lake, tmp_path, point):
     killed = subprocess.run(arguments, env={**os.environ, "DIASTOLE_CRASH": f"ingest-{point}"}, check=False)
     assert killed.returncode == -9
     report = ingest(lake, "d", [src])
-    assert report.opened == 3
-    assert len(rows(lake)) == 3
+    assert report.opened == 4
+    assert len(rows(lake)) == 7
     assert {r["state"] for r in rows(lake).values()} == {"live"}
     paths = integrity.read(lake)["path"].to_pylist()
     assert len(paths) == len(set(paths))
     assert integrity.check(lake, deep=True) == []
-    assert set(paths) == {p for part in ("arrays", "sequences") for p, _ in lake.store.list(f"datasets/d/{part}")}
+    assert set(paths) == {
+        p for part in ("arrays", "images", "sequences") for p, _ in lake.store.list(f"datasets/d/{part}")
+    }
     for row in rows(lake).values():
-        if row["sequence"] is None:
+        if row["dtype"] == "uint8" and row["sequence"] is None:
+            expected = packs.raw_digests([row["content_digest"]])
+            assert not packs.Pack.open(lake, row["array"]).read(row["row"], row["row"] + 1, expected)[1].any()
+        elif row["sequence"] is None:
             arrays.read_whole(lake, row["array"], row["content_digest"])
         else:
             letters = sequences.read_rows(lake, row["array"], [row["row"]])[row["row"]]

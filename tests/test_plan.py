@@ -33,6 +33,8 @@ def test_the_same_job_and_lake_give_the_same_plan_and_it_survives_storage(cohort
     assert Plan.from_bytes(first.to_bytes()) == first
     assert Plan.from_bytes(first.to_bytes()).units.equals(first.units)
     assert first.reasons == {"new": 20}
+    assert Plan.from_bytes(first.to_bytes(), units=False) == first
+    assert Plan.from_bytes(first.to_bytes(), units=False).units.num_rows == 0
 
 
 def test_the_order_in_which_rows_lie_in_the_items_table_changes_no_plan(cohort):

@@ -28,7 +28,7 @@ from .faults import blamed
 from .lanes import Lanes
 from .models.runtime import Networks
 from .parts import ShardWriter
-from .queue import ByteQueue, Closed, Pulse, nbytes_of
+from .queue import ByteQueue, Closed, Outbox, Pulse, nbytes_of
 from .read import Reader
 
 
@@ -66,6 +66,8 @@ class OpenShard:
     read_seconds: float = 0.0
 
 
+AHEAD_BYTES = 128 * 2**20
+"""What is read ahead at most: more hides no longer wait, and takes fresh memory, page by page."""
 POLL = 0.002
 """Seconds to wait for what is read while the last batches of a shard are in the lanes."""
 
@@ -76,7 +78,7 @@ class Engine:
     def __init__(self, lake: Lake, plan: Plan, task: Task, networks: Networks) -> None:
         self.lake, self.plan, self.task, self.networks = lake, plan, task, networks
         self._budget = float(plan.job["resources"]["memory_gb"]) * 2**30 / 3
-        """Bytes read ahead, in unfinished units, and waiting to be written: a third each."""
+        """Bytes read ahead, in unfinished units, and waiting to be written: a third each at most."""
         self._pulse = Pulse()
         self._lanes = Lanes(task, networks)
 
@@ -86,15 +88,15 @@ class Engine:
         `stop` is called when the work ends; a `shards` that waits for more must then end too. Raises
         EnvironmentFailure where storage or the node fails; what fails with an item is in its row.
         """
-        ahead: ByteQueue[Any] = ByteQueue(self._budget, self._pulse)
+        ahead: ByteQueue[Any] = ByteQueue(min(self._budget, AHEAD_BYTES), self._pulse)
         written: ByteQueue[Any] = ByteQueue(self._budget, self._pulse)
-        writer = ShardWriter(self.lake, self.plan, self.task, self.networks, lambda r: ahead.put(("receipt", r)))
+        writer = ShardWriter(self.lake, self.plan, self.task, self.networks, lambda r: ahead.put([("receipt", r)]))
         stages = [
             _Stage("read", self._read, shards, ahead, on_error=(ahead,)),
             _Stage("write", writer.run, written, on_error=(ahead, written)),
         ]
         try:
-            yield from self._compute(ahead, written)
+            yield from self._compute(ahead, Outbox(written))
         except Closed:
             pass  # another stage failed, and says why below
         finally:
@@ -108,13 +110,14 @@ class Engine:
             stage.check()
 
     def _read(self, shards: Iterator[Shard], ahead: ByteQueue[Any]) -> None:
-        reader = Reader(self.lake)
+        reader, out = Reader(self.lake), Outbox(ahead)
         for shard in shards:
             begun = time.perf_counter()
-            ahead.put(("begin", shard))
+            out.put(("begin", shard))
+            out.flush()
             units = shard.units
             if self.task.blocks and (packed := in_packs(units)).any():
-                self._read_blocks(units.filter(pa.array(packed)), ahead)
+                self._read_blocks(units.filter(pa.array(packed)), out)
                 units = units.filter(pa.array(~packed))
             rows = units.to_pylist()
             reader.ahead(rows)
@@ -122,21 +125,23 @@ class Engine:
                 unit = OpenUnit(row)
                 error = None
                 try:
-                    self._open(reader, unit, ahead)
+                    self._open(reader, unit, out)
                 except ItemError as found:
                     error = found  # set by the computing thread, so that batches do not depend on when
-                ahead.put(("whole", (unit, error)))
-            ahead.put(("end", time.perf_counter() - begun))
-        ahead.put(("stop", None))
+                out.put(("whole", (unit, error)))
+            out.put(("end", time.perf_counter() - begun))
+            out.flush()
+        out.put(("stop", None))
+        out.flush()
 
-    def _read_blocks(self, units: pa.Table, ahead: ByteQueue[Any]) -> None:
+    def _read_blocks(self, units: pa.Table, out: Outbox[Any]) -> None:
         for found in read_blocks(self.lake, units, self.plan.batch):
             if isinstance(found, Block):
-                ahead.put(("block", found), found.nbytes)
+                out.put(("block", found), found.nbytes)
             else:
-                ahead.put(("lost", found))
+                out.put(("lost", found))
 
-    def _open(self, reader: Reader, unit: OpenUnit, ahead: ByteQueue[Any]) -> None:
+    def _open(self, reader: Reader, unit: OpenUnit, out: Outbox[Any]) -> None:
         """Read a unit and send its windows, one by one, as they are prepared."""
         if unit.row["refused_code"]:
             raise ItemError(unit.row["refused_code"], unit.row["refused"])
@@ -144,13 +149,16 @@ class Engine:
         with blamed("task"):
             unit.state = self.task.begin(unit.data)
         windows = self._windows(unit)
-        ahead.put(("unit", unit), unit.nbytes)
+        weight = unit.nbytes  # it comes with the first window, or with the word that there is none
         if self.task.ordered:
             unit.todo.extend(windows)
-            return
+            windows = []
         for window in windows:
             ready = self._prepared(unit, window)
-            ahead.put(("window", (unit, window, ready)), nbytes_of(ready))
+            out.put(("window", (unit, window, ready)), weight + nbytes_of(ready))
+            weight = 0.0
+        if weight:
+            out.put(("unit", unit), weight)
 
     def _windows(self, unit: OpenUnit) -> list[Window]:
         """The windows of the unit's step; steps without windows are passed over."""
@@ -169,35 +177,35 @@ class Engine:
             raw = {role: unit.data.data[role][region] for role, region in window.regions.items()}
             return self.task.prepare(unit.state, window, raw)
 
-    def _compute(self, ahead: ByteQueue[Any], written: ByteQueue[Any]) -> Iterator[Receipt]:
+    def _compute(self, ahead: ByteQueue[Any], written: Outbox[Any]) -> Iterator[Receipt]:
         """What was read goes through the network; receipts come back through the same queue, and out."""
         reading, unwritten, current = True, 0, None
         ending: deque[OpenShard] = deque()
         while reading or unwritten:
-            while ending and self._advance(ending[0], written, below=0.0, patient=False):
-                self._end(ending.popleft(), written)
-            event = ahead.get(POLL if ending else None)
-            if event is None:
-                continue
-            kind, value = event
-            if kind == "begin":
-                while len(ending) > 1:  # a shard that has begun is a suspect if the worker dies: few at a time
-                    self._advance(ending[0], written, below=0.0, patient=True)
-                    self._end(ending.popleft(), written)
-                current, unwritten = self._begin(value, written), unwritten + 1
-            elif kind == "receipt":
-                unwritten -= 1
-                yield value
-            elif kind == "stop":
-                reading = False
-            elif kind == "end" and current is not None:
-                current.read_seconds = value
-                ending.append(current)
-            elif current is not None:
-                self._enter(kind, value, current, written)
+            for opened in list(ending):
+                if self._advance(opened, written, below=0.0, patient=False):
+                    ending.remove(opened)
+                    self._end(opened, written)
+            for kind, value in ahead.get(POLL if ending else None) or ():
+                if kind == "begin":
+                    while len(ending) >= max(self.networks.lanes, 2):  # those that have begun are suspects if we die
+                        self._advance(ending[0], written, below=0.0, patient=True)
+                        self._end(ending.popleft(), written)
+                    current, unwritten = self._begin(value, written), unwritten + 1
+                elif kind == "receipt":
+                    unwritten -= 1
+                    yield value
+                elif kind == "stop":
+                    reading = False
+                elif kind == "end" and current is not None:
+                    current.read_seconds = value
+                    ending.append(current)
+                elif current is not None:
+                    self._enter(kind, value, current, written)
         written.put(("stop", None))
+        written.flush()
 
-    def _begin(self, shard: Shard, written: ByteQueue[Any]) -> OpenShard:
+    def _begin(self, shard: Shard, written: Outbox[Any]) -> OpenShard:
         number = receipts.mark_attempt(
             self.lake,
             self.plan.run_id,
@@ -210,7 +218,7 @@ class Engine:
         written.put(("begin", (shard, number)))
         return OpenShard(shard, Batcher(self.task, self._lanes, self.plan.batch, self._prepared), time.perf_counter())
 
-    def _enter(self, kind: str, value: Any, into: OpenShard, written: ByteQueue[Any]) -> None:
+    def _enter(self, kind: str, value: Any, into: OpenShard, written: Outbox[Any]) -> None:
         """Take in what was read of a shard, and get on with its batches."""
         if kind == "window":
             into.batcher.place(*value)
@@ -224,11 +232,12 @@ class Engine:
             into.batcher.whole(unit)
         self._advance(into, written, below=self._budget, patient=True)
 
-    def _end(self, done: OpenShard, written: ByteQueue[Any]) -> None:
+    def _end(self, done: OpenShard, written: Outbox[Any]) -> None:
         seconds = {"read": done.read_seconds, "compute": done.batcher.seconds}
         written.put(("end", (done.shard.shard, {**seconds, "shard": time.perf_counter() - done.begun})))
+        written.flush()
 
-    def _advance(self, opened: OpenShard, written: ByteQueue[Any], *, below: float, patient: bool) -> bool:
+    def _advance(self, opened: OpenShard, written: Outbox[Any], *, below: float, patient: bool) -> bool:
         """Send and take in batches until what waits holds no more than `below`, and pass on what is done.
 
         True when that is so; False where that would mean to wait for a lane, and the caller is not `patient`.
@@ -245,7 +254,7 @@ class Engine:
             if not batcher.step(below):
                 return True
 
-    def _settle(self, unit: OpenUnit, batcher: Batcher, shard: str, written: ByteQueue[Any]) -> None:
+    def _settle(self, unit: OpenUnit, batcher: Batcher, shard: str, written: Outbox[Any]) -> None:
         """A unit's step is over: the next one, or its result."""
         try:
             if unit.error is None:

@@ -1,23 +1,29 @@
 """What a model or a task that is not ours may raise, held against the item that it raised it on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from ..lake.errors import DiastoleError, ItemError
 from .models.runtime import OutOfMemory
 
 
-@contextmanager
-def blamed(what: str) -> Iterator[None]:
+class blamed:  # noqa: N801 - used like a function; a class, since it is entered three times for each unit
     """What a model or a task raises on an item is held against the item, so that the rest of the cohort goes on."""
-    try:
-        yield
-    except (DiastoleError, OSError):  # known already, or the environment's
-        raise
-    except (OutOfMemory, MemoryError) as error:
-        raise ItemError("out_of_memory", "it does not fit the memory, even alone") from error
-    except Exception as error:  # any class may come from a network or a task that is not ours
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, (DiastoleError, OSError)):
+            return  # nothing, an interrupt, or known already or the environment's
+        if isinstance(error, (OutOfMemory, MemoryError)):
+            raise ItemError("out_of_memory", "it does not fit the memory, even alone") from error
         lines = str(error).strip().splitlines() or [""]
         raise ItemError(
-            f"{what}_error", f"the {what} failed on it: {type(error).__name__}: {lines[-1][:160]}"
+            f"{self._what}_error", f"the {self._what} failed on it: {type(error).__name__}: {lines[-1][:160]}"
         ) from error

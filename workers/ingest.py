@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from diastole.lake import integrity
@@ -58,7 +59,7 @@ class _Read:
     open: OpenSource
     claims: list[rows.Claim] = field(default_factory=list)
     decoded: Decoded | None = None
-    """Set where sequences are still to be taken from it."""
+    """Set where sequences or images are still to be taken from it."""
 
 
 def ingest(
@@ -193,7 +194,7 @@ class _Ingest:
             decoded = decoder.decode(source.path, self._options.format, self._said)
         finally:
             self._free.put(decoder)
-        if any(entry.get("kind") == "sequences" for entry in decoded.entries):
+        if any(entry.get("kind") in ("sequences", "images") for entry in decoded.entries):
             return [], decoded
         try:
             return rows.store_arrays(self._lake, self._dataset, source, self._options, decoded, self._recorded), None
@@ -209,7 +210,8 @@ class _Ingest:
             self.ledger.claim(opened, claim)
         if read.decoded is not None:
             try:
-                for claim in rows.sequence_claims(self._lake, self._dataset, source, self._options, read.decoded):
+                said = (self._lake, self._dataset, source, self._options, read.decoded)
+                for claim in chain(rows.sequence_claims(*said), rows.image_claims(*said)):
                     self.ledger.claim(opened, claim)
             except ItemError as error:
                 opened.failure = (error.code, str(error))

@@ -73,7 +73,8 @@ class Lanes:
                 inputs = self._task.encode(step, ready, self._networks.device)
                 outputs = self._networks.forward(step, inputs)
                 finite = self._networks.finite(outputs, len(ready))
-                found = [{name: value[place] for name, value in outputs.items()} for place in range(len(ready))]
+                decoded = self._task.decode(step, outputs)
+                found = [{name: value[place] for name, value in decoded.items()} for place in range(len(ready))]
         except ItemError as error:
             if len(ready) == 1:
                 return [error]

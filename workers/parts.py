@@ -31,7 +31,14 @@ class ShardWriter:
     ) -> None:
         self._lake, self._plan, self._task, self._on_receipt = lake, plan, task, on_receipt
         self._root = lake.predictions(plan.output)
-        self._fixed = {"model": plan.model.split("@")[0], "model_version": plan.model.split("@")[1]} | {
+        self._key = {
+            "model_digest": plan.model_digest,
+            "spec_digest": plan.spec_digest,
+            "run_id": plan.run_id,
+        }
+        self._fixed = {
+            "model": plan.model.split("@")[0],
+            "model_version": plan.model.split("@")[1],
             "device": networks.device_name(),
             "versions": networks.versions(),
         }
@@ -39,48 +46,36 @@ class ShardWriter:
     def run(self, written: ByteQueue[Any]) -> None:
         """Take messages of shards, which may overlap, until stop."""
         open_shards: dict[str, _Open] = {}
-        while (message := written.get()) is not None:
-            kind, value = message
-            if kind == "begin":
-                open_shards[value[0].shard] = _Open(*value)
-                continue
-            if kind == "stop":
-                return
-            begun = time.perf_counter()
-            opened = open_shards[value[0]]
-            if kind == "unit":
-                self._take(opened, *value[1:])
-            elif kind == "block":
-                self._take_block(opened, *value[1:])
-            elif kind == "lost":
-                opened.tables.append(self._rows(value[1], value[2]))
-            opened.seconds += time.perf_counter() - begun
-            if kind == "end":
-                self._on_receipt(self._close(open_shards.pop(value[0]), value[1]))
+        while (messages := written.get()) is not None:
+            for kind, value in messages:
+                if kind == "stop":
+                    return
+                self._follow(kind, value, open_shards)
+
+    def _follow(self, kind: str, value: Any, open_shards: dict[str, "_Open"]) -> None:
+        if kind == "begin":
+            open_shards[value[0].shard] = _Open(*value)
+            return
+        begun, opened = time.perf_counter(), open_shards[value[0]]
+        if kind == "unit":
+            self._take(opened, *value[1:])
+        elif kind == "block":
+            self._take_block(opened, *value[1:])
+        elif kind == "lost":
+            opened.together.append(value[1:])
+        opened.seconds += time.perf_counter() - begun
+        if kind == "end":
+            self._on_receipt(self._close(open_shards.pop(value[0]), value[1]))
 
     def _take(self, opened: "_Open", row: dict[str, Any], result: Result | ItemError) -> None:
-        key = {
-            "item_id": row["item_id"],
-            "input_digest": row["input_digest"],
-            "model_digest": self._plan.model_digest,
-            "spec_digest": self._plan.spec_digest,
-            "run_id": self._plan.run_id,
-        }
-        item = {
-            **key,
-            **self._fixed,
-            "attempt": row["attempt"],
-            "scored_at": datetime.now(UTC),
-            "n_rows": 0,
-            "maps": [],
-        }
         if isinstance(result, ItemError):
-            opened.items.append({**item, "status": "failed", "error_code": result.code, "error": str(result)})
+            opened.items.append(_Item(row, result))
             return
         count = len(next(iter(result.rows.values()))) if result.rows else 0
         maps = [self._map(opened, row, name, dense) for name, dense in result.maps.items()]
-        opened.items.append({**item, "status": "scored", "n_rows": count, "maps": maps, **result.columns})
+        opened.items.append(_Item(row, None, count, maps, result.columns))
         if count:
+            key = {"item_id": row["item_id"], "input_digest": row["input_digest"], **self._key}
             fixed = {name: [value] * count for name, value in key.items()}
             opened.rows.append(
                 columns_to_table(
@@ -92,30 +87,25 @@ class ShardWriter:
     def _take_block(self, opened: "_Open", units: pa.Table, results: Sequence[Any]) -> None:
         for places, columns in results:
             here = units if len(places) == units.num_rows else units.take(pa.array(places))
-            opened.tables.append(self._rows(here, columns))
+            opened.together.append((here, columns))
 
-    def _rows(self, units: pa.Table, result: Mapping[str, Any] | ItemError) -> pa.Table:
-        """Item rows of units that go together: their columns, or what they all fail with."""
-        failed = isinstance(result, ItemError)
-        said = {"status": "failed", "error_code": result.code, "error": str(result)} if failed else {"status": "scored"}
-        same = {
-            **self._fixed,
-            **said,
-            "model_digest": self._plan.model_digest,
-            "spec_digest": self._plan.spec_digest,
-            "run_id": self._plan.run_id,
-            "scored_at": datetime.now(UTC),
-            "n_rows": 0,
-            "maps": [],
-        }
-        own = {name: units[name] for name in ("item_id", "input_digest", "attempt")}
-        columns = {**own, **({} if failed else result)}
-        schema = predictions.item_schema(self._task.item_columns)
-        count = units.num_rows
+    def _scored_together(self, opened: "_Open") -> pa.Table:
+        """Item rows of blocks: one table for all of the shard's, since each costs as much as some hundred rows."""
+        scored = [(units, columns) for units, columns in opened.together if not isinstance(columns, ItemError)]
+        units = pa.concat_tables([units for units, _ in scored])
+        names = scored[0][1]
+        columns = {name: _joined([columns[name] for _, columns in scored]) for name in names}
+        return self._rows(_columns_of(units), {"status": "scored", "n_rows": 0, "maps": []}, columns)
+
+    def _rows(self, units: Mapping[str, Any], same: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
+        """Item rows of units, by column, that have some values in common."""
+        fixed = {**self._fixed, **self._key, **same, "scored_at": datetime.now(UTC)}
+        columns = {**units, **columns}
+        schema, count = predictions.item_schema(self._task.item_columns), len(columns["item_id"])
         arrays_of = [
             _column(columns[field.name], field.type)
             if field.name in columns
-            else pa.repeat(pa.scalar(same.get(field.name), field.type), count)
+            else pa.repeat(pa.scalar(fixed.get(field.name), field.type), count)
             for field in schema
         ]
         return pa.table(arrays_of, schema=schema)
@@ -126,21 +116,48 @@ class ShardWriter:
         meta = {k: meta[k] for k in ("spacing", "affine", "orientation", "time_step") if k in meta} | {
             "labels": dense.labels
         }
-        prefix = f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}/{row['item_id']}"
-        stored = arrays.write_volume(self._lake, f"{prefix}/{name}", dense.data, meta)
+        stored = arrays.write_volume(
+            self._lake, f"{self._maps(opened)}/{row['item_id']}/{name}", dense.data, meta, durable=False
+        )
         opened.files += [file.__dict__ for file in stored.files]
         return {"name": name, "path": stored.path, "digest": stored.content_digest}
+
+    def _maps(self, opened: "_Open") -> str:
+        """Folder of a shard's maps: no other attempt writes there."""
+        return f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}"
+
+    def _item_rows(self, opened: "_Open") -> pa.Table:
+        found = []
+        if any(not isinstance(columns, ItemError) for _, columns in opened.together):
+            found.append(self._scored_together(opened))
+        for units, error in opened.together:
+            if isinstance(error, ItemError):
+                same = {"status": "failed", "error_code": error.code, "error": str(error), "n_rows": 0, "maps": []}
+                found.append(self._rows(_columns_of(units), same, {}))
+        if opened.items or not found:
+            found.append(self._scored_alone(opened.items))
+        return pa.concat_tables(found)
+
+    def _scored_alone(self, items: Sequence["_Item"]) -> pa.Table:
+        units = {name: [item.row[name] for item in items] for name in ("item_id", "input_digest", "attempt")}
+        own = {
+            "status": ["scored" if item.error is None else "failed" for item in items],
+            "error_code": [item.error and item.error.code for item in items],
+            "error": [item.error and str(item.error) for item in items],
+            "n_rows": [item.count for item in items],
+            "maps": [item.maps for item in items],
+        }
+        task = {name: [item.columns.get(name) for item in items] for name in self._task.item_columns.names}
+        return self._rows(units, {}, {**own, **task})
 
     def _close(self, opened: "_Open", seconds: Mapping[str, float]) -> Receipt:
         begun = time.perf_counter()
         stem = f"{self._plan.run_id}-{opened.shard.shard}-{opened.number}"
-        schema = predictions.item_schema(self._task.item_columns)
-        if opened.items or not opened.tables:
-            columns = {name: [item.get(name) for item in opened.items] for name in schema.names}
-            opened.tables.append(columns_to_table(columns, schema))
-        tables = {"item": pa.concat_tables(opened.tables)}
+        tables = {"item": self._item_rows(opened)}
         if opened.rows:
             tables["row"] = pa.concat_tables(opened.rows)
+        if opened.files:
+            self._lake.store.sync(self._maps(opened))
         parts = tuple(
             write_part(self._lake, self._root, f"level={level}/key_group={self._plan.key_group}/{stem}", table, level)
             for level, table in tables.items()
@@ -165,6 +182,24 @@ class ShardWriter:
         return receipt
 
 
+def _columns_of(units: pa.Table) -> dict[str, Any]:
+    return {name: units[name] for name in ("item_id", "input_digest", "attempt")}
+
+
+@dataclass
+class _Item:
+    """What became of a unit that went through alone."""
+
+    row: dict[str, Any]
+    """Of the plan."""
+    error: ItemError | None
+    count: int = 0
+    """Detail rows."""
+    maps: list[dict[str, Any]] = field(default_factory=list)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Of the task."""
+
+
 @dataclass
 class _Open:
     """What was taken of a shard so far."""
@@ -172,9 +207,9 @@ class _Open:
     shard: Shard
     number: int
     """Of the attempt."""
-    items: list[dict[str, Any]] = field(default_factory=list)
-    tables: list[pa.Table] = field(default_factory=list)
-    """Item rows of blocks."""
+    items: list[_Item] = field(default_factory=list)
+    together: list[tuple[pa.Table, Mapping[str, Any] | ItemError]] = field(default_factory=list)
+    """Of blocks: rows of the plan, and their columns or what they all fail with."""
     rows: list[pa.Table] = field(default_factory=list)
     """Detail rows."""
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -185,6 +220,15 @@ class _Open:
 def columns_to_table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
     """Columns of Python values and numpy arrays as Arrow; lists of arrays go in without a Python object per number."""
     return pa.table([_column(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _joined(pieces: Sequence[Any]) -> Any:
+    """Values of several blocks as those of one."""
+    if isinstance(pieces[0], np.ndarray):
+        return np.concatenate(pieces)
+    if isinstance(pieces[0], pa.Array):
+        return pa.concat_arrays(pieces)
+    return [value for piece in pieces for value in piece]
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

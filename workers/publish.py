@@ -7,19 +7,24 @@ Order: files into `integrity`, then items, then quarantine, then sources. A sour
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diastole.lake import crash, delta, integrity, items, quarantine, sequences
+from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences
 from diastole.lake.layout import Lake
 
-from .packs import DamagedPacks
+from .packs import DamagedPacks, put_images, put_letters
 from .rows import Claim, Row
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 CLAIMS, SOURCES, BYTES = 20_000, 200, 256 * 2**20
 """Claims, sources, or bytes of arrays and letters after which what was collected is written."""
+IMAGES, IMAGE_SOURCES = 2**16, 5_000
+"""Claims and sources likewise where they are of images: small ones wait for a pack that is worth its files."""
 _STORED = ("array", "row", "ingested_at")
 """Columns that say where and when, not what."""
 
@@ -47,6 +52,8 @@ class OpenSource:
     """item_id → content_digest of each claim."""
     conflicts: int = 0
     failure: tuple[str, str] | None = None
+    images: bool = False
+    """Whether it has images."""
     keep: bool = False
     """Whether its items stay as they were, since it was not decoded."""
 
@@ -72,7 +79,7 @@ class Ledger:
         )
         self._at = {key: row for row, key in enumerate(self._sources["source_key"].to_pylist())}
         self._events: list[tuple[OpenSource, Claim | None]] = []
-        self._bytes = self._done = 0
+        self._bytes, self._done = 0, 0.0
 
     def known(self, source_key: str) -> Row | None:
         """A source's row, without its items; None for one that was never finished."""
@@ -88,16 +95,21 @@ class Ledger:
 
     def claim(self, source: OpenSource, claim: Claim) -> None:
         """Take in an item of a source."""
+        nbytes = claim.row["nbytes"]
+        if claim.image is not None and self._bytes + nbytes > packs.PACK_BYTES:
+            self.settle()  # before it, so that packs are full and no image is left over
         self._events.append((source, claim))
-        self._bytes += claim.row["nbytes"]
-        if len(self._events) >= CLAIMS or self._bytes >= min(BYTES, sequences.PACK_BYTES if claim.letters else BYTES):
+        self._bytes += nbytes
+        source.images |= claim.image is not None
+        claims = CLAIMS if claim.image is None else IMAGES
+        if len(self._events) >= claims or self._bytes >= min(BYTES, sequences.PACK_BYTES if claim.letters else BYTES):
             self.settle()
 
     def finish(self, source: OpenSource) -> None:
         """All claims of a source are in, or it failed."""
         self._events.append((source, None))
-        self._done += 1
-        if self._done >= SOURCES:
+        self._done += 1.0 / (IMAGE_SOURCES if source.images else SOURCES)
+        if self._done >= 1.0:
             self.settle()
 
     def row(self, source_key: str) -> Row | None:
@@ -108,7 +120,7 @@ class Ledger:
     def settle(self, *, last: bool = False) -> None:
         """Write what was collected; with the `last`, also what waits for the rest of its pack."""
         events, self._events = self._events, []
-        self._bytes = self._done = 0
+        self._bytes, self._done = 0, 0.0
         if not events and not (last and self.packs):
             return
         batch = _Batch(self, self._lake, self._dataset, [c for _, c in events if c is not None])
@@ -146,7 +158,9 @@ class _Batch:
     def __init__(self, ledger: Ledger, lake: Lake, dataset: str, claims: list[Claim]) -> None:
         self._ledger, self._lake, self._dataset = ledger, lake, dataset
         self._counts = ledger.counts
-        self._there = self._rows({claim.row["item_id"] for claim in claims})
+        table = delta.open_table(lake, lake.dataset(dataset, "items"))
+        self._version = None if table is None else table.version()
+        self._there = self._rows({claim.row["item_id"] for claim in claims}, table)
         self._owners = ledger.owners(self._there)
         known = [claim for claim in claims if claim.row["item_id"] in self._there]
         plain = pa.Table.from_pylist(
@@ -205,7 +219,7 @@ class _Batch:
         """Keep what is there where nothing changed, and its array where only what is said of it changed."""
         row = claim.row
         same_content = there["state"] == "live" and there["content_digest"] == row["content_digest"]
-        if same_content and claim.letters is not None and self._ledger.packs is not None:
+        if same_content and self._ledger.packs is not None and there["row"] is not None:
             self._ledger.packs.look(claim, there)
         if same_content and (others_only or _what(self._plain[id(claim)]) == _what(there)):
             self._counts.unchanged += 1
@@ -249,14 +263,20 @@ class _Batch:
                 self._move(self._ledger.packs.rest())
             self._counts.healed += self._ledger.packs.healed
             self._ledger.packs.healed = 0
-        files |= {file.path: file for file in self._pack()}
+        new = list(self._new.values())
+        packed = [
+            *put_letters(self._lake, self._dataset, new),
+            *put_images(self._lake, self._dataset, new, self._ledger.packs),
+        ]
+        files |= {file.path: file for file in packed}
         crash.point("ingest-stored")
         self._record(files, renewed)
         crash.point("ingest-integrity")
         now = datetime.now(UTC)
         rows = [{**row, "ingested_at": now} for row in [*(c.row for c in self._new.values()), *self._gone.values()]]
         delta.ensure_table(self._lake, self._lake.dataset(self._dataset, "items"), items.ITEMS)  # also where all failed
-        items.write_items(self._lake, self._dataset, pa.Table.from_pylist(rows, items.ITEMS))
+        none_in = None if self._there or self._gone else self._version
+        items.write_items(self._lake, self._dataset, pa.Table.from_pylist(rows, items.ITEMS), none_in=none_in)
         crash.point("ingest-items")
         if self._failures:
             quarantine.record(self._lake, self._dataset, self._failures)
@@ -275,29 +295,12 @@ class _Batch:
         other = [file for path, file in renewed.items() if path in recorded and recorded[path] != file.sha256]
         integrity.renew(self._lake, other, "ingest")
 
-    def _move(self, rest: dict[str, bytes]) -> None:
-        """Sequences of packs that could not be made whole, as sources of others of them are not here, get a new one."""
-        for item_id, row in self._rows(set(rest)).items():
-            self._new.setdefault(item_id, Claim(row, letters=rest[item_id]))
-
-    def _pack(self) -> list[integrity.FileRecord]:
-        """Write the letters of new and changed sequences; their rows then say where."""
-        waiting = [claim for claim in self._new.values() if claim.letters is not None]
-        files = []
-        while waiting:
-            stop, size = 0, 0
-            while stop < len(waiting) and (stop == 0 or size + waiting[stop].row["nbytes"] <= sequences.PACK_BYTES):
-                size += waiting[stop].row["nbytes"]
-                stop += 1
-            pack, waiting = waiting[:stop], waiting[stop:]
-            digests, letters = [c.row["content_digest"] for c in pack], [c.letters or b"" for c in pack]
-            path, record = sequences.write_pack(
-                self._lake, self._lake.dataset(self._dataset, "sequences"), digests, letters
-            )
-            files.append(record)
-            for number, claim in enumerate(pack):
-                claim.row["array"], claim.row["row"] = path, number
-        return files
+    def _move(self, rest: dict[str, Claim]) -> None:
+        """Items of packs that could not be made whole, as sources of others of them are not here, get a new one."""
+        known = self._rows(set(rest))
+        self._there |= known
+        for item_id, row in known.items():
+            self._new.setdefault(item_id, Claim(row, letters=rest[item_id].letters, image=rest[item_id].image))
 
     def _lose(self, key: str, item_ids: set[str]) -> None:
         """Items that their only source does not hold any more are gone."""
@@ -307,17 +310,19 @@ class _Batch:
                 self._counts.gone += 1
                 self._gone[item_id] = {**row, "state": "gone"}
 
-    def _rows(self, item_ids: set[str]) -> dict[str, Row]:
-        rows = self._matching(self._lake.dataset(self._dataset, "items"), "item_id", item_ids)
+    def _rows(self, item_ids: set[str], table: "DeltaTable | None" = None) -> dict[str, Row]:
+        rows = self._matching(self._lake.dataset(self._dataset, "items"), "item_id", item_ids, table)
         return {row["item_id"]: row for row in rows}
 
     def _recorded(self, files: dict[str, integrity.FileRecord]) -> dict[str, str]:
         """path → sha256 of what an ingest that was killed has recorded, or another item with the same content."""
         return {row["path"]: row["sha256"] for row in self._matching(integrity.PATH, "path", set(files))}
 
-    def _matching(self, path: str, column: str, values: set[str]) -> list[dict[str, Any]]:
-        table = delta.open_table(self._lake, path) if values else None
-        if table is None:
+    def _matching(
+        self, path: str, column: str, values: set[str], table: "DeltaTable | None" = None
+    ) -> list[dict[str, Any]]:
+        table = table or (delta.open_table(self._lake, path) if values else None)
+        if table is None or not values:
             return []
         # Not `to_table(filter=…)`: deltalake 1.6.6 gives statistics as string_view after a merge, and pyarrow 26
         # cannot compare those with strings. New data match nothing, so one narrow column mostly answers.

@@ -35,18 +35,21 @@ class Closed(Exception):  # noqa: N818 - a signal, not an error
 
 def nbytes_of(value: Any) -> float:
     """Bytes of the arrays in a value: an array, or a mapping, list or tuple of such."""
-    if isinstance(value, Mapping):
-        return sum(nbytes_of(one) for one in value.values())
-    if isinstance(value, list | tuple):
-        return sum(nbytes_of(one) for one in value)
-    return float(getattr(value, "nbytes", 0.0))
+    own = getattr(value, "nbytes", None)
+    if own is not None:
+        return float(own)
+    if isinstance(value, dict | Mapping):
+        return sum(map(nbytes_of, value.values()))
+    return sum(map(nbytes_of, value)) if isinstance(value, list | tuple) else 0.0
 
 
 class ByteQueue(Generic[T]):
     """First in, first out. What is larger than the bound enters once nothing of weight is in; words always enter."""
 
     def __init__(self, limit: float, pulse: Pulse | None = None) -> None:
-        self._limit, self._bytes, self._pulse = limit, 0.0, pulse or Pulse()
+        self.limit = limit
+        """Bytes that it holds at most."""
+        self._bytes, self._pulse = 0.0, pulse or Pulse()
         self.peak = 0.0
         """The most bytes that it ever held."""
         self._entries: deque[tuple[T, float]] = deque()
@@ -56,7 +59,7 @@ class ByteQueue(Generic[T]):
     def put(self, entry: T, nbytes: float = 0.0) -> None:
         """Wait for room and append. Raises Closed once the queue is closed."""
         with self._changed:
-            self._wait(lambda: not nbytes or not self._bytes or self._bytes + nbytes <= self._limit)
+            self._wait(lambda: not nbytes or not self._bytes or self._bytes + nbytes <= self.limit)
             self._entries.append((entry, nbytes))
             self._bytes += nbytes
             self.peak = max(self.peak, self._bytes)
@@ -93,3 +96,29 @@ class ByteQueue(Generic[T]):
         self._pulse.beat()
         if self._closed:
             raise Closed
+
+
+class Outbox(Generic[T]):
+    """Puts small entries into a queue many at a time, since each put wakes the other side."""
+
+    ENTRIES, BYTES = 64, 2**20
+
+    def __init__(self, queue: "ByteQueue[list[T]]") -> None:
+        self._queue, self._most = queue, min(self.BYTES, queue.limit / 8)
+        self._entries: list[T] = []
+        self._bytes = 0.0
+
+    def put(self, entry: T, nbytes: float = 0.0) -> None:
+        """Append; raises Closed once the queue is closed."""
+        if self._bytes and self._bytes + nbytes > self._most:
+            self.flush()
+        self._entries.append(entry)
+        self._bytes += nbytes
+        if len(self._entries) >= self.ENTRIES or self._bytes > self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what was appended."""
+        if self._entries:
+            self._queue.put(self._entries, self._bytes)
+            self._entries, self._bytes = [], 0.0

@@ -11,23 +11,34 @@ from ..lake import arrays, sequences
 from ..lake.errors import ItemError
 from ..lake.integrity import how_to_heal
 from ..lake.layout import Lake
+from .images import ImageReader
+
+PACK = ".zarr"
+"""How the path of a pack of images ends; sequences lie in Parquet."""
 
 
 class Reader:
-    """Reads the units of a shard. Sequences of one shard are fetched together, pack by pack."""
+    """Reads the units of a shard, in their order. What lies in packs is fetched together, pack by pack."""
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
         self._packs: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._images: dict[str, ImageReader] = {}
 
     def ahead(self, units: Sequence[dict[str, Any]]) -> None:
         """Fetch what is read in one go for all units of a shard."""
         self._packs.clear()
         wanted: dict[str, list[int]] = {}
+        images: dict[str, list[dict[str, Any]]] = {}
         for unit in units:
             for entry in unit["inputs"]:
-                if entry["row"] is not None and not unit["refused_code"]:
+                if unit["refused_code"] or entry["row"] is None:
+                    continue
+                if entry["array"].endswith(PACK):
+                    images.setdefault(entry["role"], []).append(entry)
+                else:
                     wanted.setdefault(entry["array"], []).append(entry["row"])
+        self._images = {role: ImageReader(self._lake, entries) for role, entries in images.items()}
         for path, rows in wanted.items():
             try:
                 found = sequences.read_rows(self._lake, path, rows)
@@ -43,6 +54,9 @@ class Reader:
             role = entry["role"]
             if entry["row"] is None:
                 data[role], meta[role] = arrays.read_whole(self._lake, entry["array"], entry["content_digest"])
+                continue
+            if entry["array"].endswith(PACK):
+                data[role], meta[role] = self._images[role].read(entry)
                 continue
             letters = self._packs.get((entry["array"], entry["row"]))
             if letters is None:

@@ -4,13 +4,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from diastole.lake import arrays, sequences
 from diastole.lake.errors import ItemError
-from diastole.lake.ids import canonical_json, keyed
+from diastole.lake.ids import canonical_json, content_digests, keyed
 from diastole.lake.integrity import FileRecord, Recorded
 from diastole.lake.items import ITEMS
 from diastole.lake.layout import Lake
@@ -19,15 +19,29 @@ from .decode import Decoded
 from .sources import IngestOptions, Source, acquired_at
 
 Row = dict[str, Any]
+MAPPED = 2**20
+"""Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that waits for its pack."""
+
+    data: np.ndarray
+    """(C, H, W); mapped where the stack is large: its file may be removed meanwhile."""
+    meta: Mapping[str, Any]
+    like: bytes
+    """Shape, dtype and meta as they are hashed: images that are equal in it share a pack."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An item that a source says it has: its row, and its files or its letters."""
+    """An item that a source says it has: its row, and its files, its letters or its image."""
 
     row: Row
     files: list[FileRecord] = field(default_factory=list)
     letters: bytes | None = None
+    image: Image | None = None
     healed: bool = False
     """Whether its files were there, damaged, and were written anew."""
 
@@ -71,6 +85,18 @@ def sequence_claims(
                 ) from error
 
 
+def image_claims(lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded) -> Iterator[Claim]:
+    """The images of a source, one by one; they are mapped, not read at once."""
+    for entry in decoded.entries:
+        if entry.get("kind") == "images":
+            try:
+                yield from _images(lake, dataset, source, options, decoded, entry)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ItemError(
+                    "unsupported", f"the {decoded.format} reader gave images that cannot be stored"
+                ) from error
+
+
 def _array_claim(
     lake: Lake,
     dataset: str,
@@ -96,6 +122,32 @@ def _array_claim(
     else:
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
     return Claim(row, stored.files, healed=stored.healed)
+
+
+def _images(
+    lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded, entry: Mapping[str, Any]
+) -> Iterator[Claim]:
+    file = decoded.file(entry["file"])
+    mode: Literal["r"] | None = "r" if file.stat().st_size > MAPPED else None
+    found = arrays.check_dtype(np.load(file, mmap_mode=mode, allow_pickle=False))
+    images, meta, key = np.asarray(found), dict(entry["meta"]), source.natural_key
+    if images.ndim != 4 or not images.flags.c_contiguous:
+        raise ValueError("axes")
+    header = arrays.header(images.shape[1:], images.dtype, meta)
+    like = canonical_json(header)
+    shared = _row(lake, dataset, source, options, "")
+    shared["modality"] = source.modality(options) or entry["modality"]
+    shared |= {"shape": list(images.shape[1:]), "dtype": images.dtype.name, "nbytes": images[0].nbytes}
+    shared["attributes"] = canonical_json(entry["attributes"]).decode()
+    if meta["spacing"] is not None:
+        shared["geometry"] = {"spacing": meta["spacing"], "orientation": None, "affine": None}
+    for number, digest in enumerate(content_digests(header, images)):
+        row = shared.copy()
+        if entry["numbered"]:
+            row["item_id"] = lake.item_id(dataset, f"{key}#{number}")
+            row["name"] = None if row["name"] is None else f"{row['name']}#{number}"
+        row["content_digest"] = digest
+        yield Claim(row, image=Image(images[number], meta, like))
 
 
 def _records(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def open_engine(lake_root: str, run_id: str, threads: int) -> "Engine":
     """The worker of a run. Raises ModelError where what its plan names is not there any more."""
     lake = Lake.open(lake_root)
-    return engine_of(lake, read_plan(lake, run_id), threads)
+    return engine_of(lake, read_plan(lake, run_id, units=False), threads)  # a shard brings its own units
 
 
 def engine_of(lake: Lake, plan: Plan, threads: int) -> "Engine":

@@ -90,13 +90,19 @@ class Residues(Task):
         table[:letters] = torch.eye(letters, device=device)
         return {"x": table[codes.long()], "lengths": lengths}
 
+    def decode(self, step: int, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """(batch, longest, classes) probabilities as numpy."""
+        del step
+        values = outputs["output"].float()
+        soft = self.options.activation == "softmax" and values.ndim > 1
+        return {"output": (values.softmax(-1) if soft else values).cpu().numpy()}
+
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         del step, window
         wanted, found = (len(state.codes), len(self.manifest.classes)), tuple(outputs["output"].shape)
         if len(found) != 2 or found[0] < wanted[0] or found[1] != wanted[1]:
             raise wrong_outputs(found, f"{wanted[0]} residues and {wanted[1]} classes")
-        logits = outputs["output"][: len(state.codes)].float()
-        state.probabilities = (logits.softmax(-1) if self.options.activation == "softmax" else logits).cpu().numpy()
+        state.probabilities = outputs["output"][: len(state.codes)]
 
     def finish(self, state: _State) -> Result:
         probabilities = state.probabilities if state.probabilities is not None else np.empty((0, 0), np.float32)
