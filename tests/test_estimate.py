@@ -20,17 +20,20 @@ def proteins(lake, tmp_path):
     return lake
 
 
+def files(lake):
+    return {path.relative_to(lake.store.local).as_posix() for path in lake.store.local.rglob("*") if path.is_file()}
+
+
 def planned(lake, **fields):
     return driver.plan_job(lake, made.job(**fields), driver.Choice())[0]
 
 
 def test_an_estimate_writes_only_itself_and_the_run_is_held_to_it(proteins):
-    before = set(proteins.store.list("."))
+    before = files(proteins)
     job = made.job(resources={"price_per_hour": 3.0, "currency": "EUR"})
     plan = driver.plan_job(proteins, job, driver.Choice())[0]
     found = estimate(proteins, plan, job, 1)
-    written = {path for path, _ in set(proteins.store.list(".")) - before}
-    assert written == {f"runs/{plan.run_id}/estimate.json"}
+    assert files(proteins) - before == {f"runs/{plan.run_id}/estimate.json"}
     assert found["seconds_low"] < found["seconds"] < found["seconds_high"]
     assert found["gpu_hours"] == 0.0
     assert found["price"] == pytest.approx((found["seconds"] + found["startup_seconds"]) / 3600 * 3.0, abs=1e-4)
@@ -81,8 +84,9 @@ def test_a_probe_takes_units_from_all_over_the_plan(proteins):
     plan = planned(proteins)
     shards = spread(plan)
     assert sorted(u for table in shards for u in table["unit"].to_pylist()) == list(range(60))
-    first = [table["shard"][0].as_py() for table in shards]
-    assert first == sorted(first) or len(first) < 3 or first[1] > first[2]
+    first = [int(table["shard"][0].as_py()) for table in shards][:4]
+    assert len(plan.shards) > 8
+    assert min(first) < len(plan.shards) / 4 < len(plan.shards) * 3 / 4 <= max(first) + 1
 
 
 def test_a_resumed_run_has_no_ratio():
