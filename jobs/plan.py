@@ -179,7 +179,7 @@ def make_plan(
         output=job.output,
         table_version=-1 if table is None else table.version(),
         device=device,
-        batch=job.resources.batch or manifest.batch,
+        batch=job.resources.batch or runtime.get("batch") or manifest.batch,
         runtime=runtime,
         units=units,
         skipped=dict(sorted((selected.skipped + left).items())),

@@ -53,6 +53,19 @@ def write_record(lake: Lake, run_id: str, record: dict[str, Any]) -> None:
     lake.store.put_if_absent(f"{lake.run(run_id)}/run.json", json.dumps(record, indent=1).encode())
 
 
+def write_estimate(lake: Lake, run_id: str, estimate: dict[str, Any]) -> None:
+    """Keep what a run of this plan is thought to take; the last word stands."""
+    lake.store.put(f"{lake.run(run_id)}/estimate.json", json.dumps(estimate, indent=1).encode())
+
+
+def read_estimate(lake: Lake, run_id: str) -> dict[str, Any] | None:
+    """What a run was thought to take; None where nobody asked."""
+    try:
+        return dict(json.loads(lake.store.get(f"{lake.run(run_id)}/estimate.json")))
+    except FileNotFoundError:
+        return None
+
+
 def fresh(lake: Lake, plan: Plan) -> Plan:
     """The plan under an id of its own: a run that ended, given up or undone, is not taken up again."""
     while read_record(lake, plan.run_id) is not None:
