@@ -61,9 +61,7 @@ def run(job: "str | Path | dict[str, Any]", lake: str, *, workers: int | None = 
     from ..lake.layout import Lake
     from .driver import run_job
 
-    spec = parse_job(job) if isinstance(job, dict) else load_job(Path(job))
-    if workers is not None:
-        spec = spec.with_workers(workers)
+    spec = (parse_job(job) if isinstance(job, dict) else load_job(Path(job))).with_workers(workers)
     before = os.umask(0o077)
     try:
         return run_job(Lake.open(lake), spec)

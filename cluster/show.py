@@ -17,10 +17,17 @@ from ..lake import delta, predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
+from ..workers.models.settings import Settings
 from ..workers.sources import absolute
 from .driver import Outcome
+from .estimate import said
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
+
+
+def note(text: str) -> None:
+    """A line beside the answer."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -126,8 +133,8 @@ def show_models(lake: Lake, *, as_json: bool) -> None:
     console.print(f"can be fetched: {', '.join(names())}")
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
-    """What a run would do."""
+def show_plan(plan: Plan, estimate: dict[str, Any] | None = None, *, as_json: bool) -> None:
+    """What a run would do, and if somebody asked, what it would take."""
     if as_json:
         units = plan.units.select(["item_id", "reason", "attempt", "refused_code", "refused", "shard"]).to_pylist()
         value = {k: v for k, v in plan.header().items() if k not in ("job",)}
@@ -138,6 +145,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
                 "shards": len(plan.shards),
                 "cost_bytes": plan.cost,
                 "units": units,
+                "estimate": estimate,
             }
         )
         return
@@ -145,12 +153,16 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         f"{plan.job['name']}: {plan.units.num_rows} units to score in {len(plan.shards)} shards with {plan.model} "
         f"on {plan.device}, {plan.cost / 2**20:.1f} MB through the network, into {plan.output}"
     )
+    if plan.runtime:
+        console.print(f"  networks run as diastole tune chose it: {Settings.of(plan.runtime)}")
     console.print(f"  why: {_counts(plan.reasons)}")
     console.print(f"  not planned: {_counts(plan.skipped)}")
     if plan.refusals:
         console.print(f"  refused before any compute: {_counts(plan.refusals)}")
         [first] = plan.units.filter(plan.units["refused_code"].is_valid()).slice(0, 1).to_pylist()
         console.print(f"    first: item {first['item_id']}: {first['refused']}")
+    for line in said(estimate) if estimate else []:
+        console.print(f"  {line}")
 
 
 def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
@@ -212,7 +224,10 @@ def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
         print_json({"plan": plan.header(), "reasons": plan.reasons, "refusals": plan.refusals, "record": record})
         return
     show_plan(plan, as_json=False)
-    for key, value in (record or {"state": "unfinished: run its job again to finish it"}).items():
+    record = dict(record or {"state": "unfinished: run its job again to finish it"})
+    if predicted := record.pop("predicted", None):
+        record["predicted"] = said(predicted)[0].removeprefix("estimate: ")
+    for key, value in record.items():
         console.print(
             f"  {key}: {_counts(value) if isinstance(value, dict) and key in ('skipped', 'reasons') else value}"
         )

@@ -33,7 +33,8 @@ def start(lake: Lake, plan: Plan) -> None:
 def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
     """The plan of a run, or all but its units. Raises LakeError where there is no such run."""
     try:
-        return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"), units=units)
+        with lake.store.open(f"{lake.run(run_id)}/plan.parquet") as file:
+            return Plan.from_file(file, units=units)
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
 
@@ -50,6 +51,19 @@ def write_record(lake: Lake, run_id: str, record: dict[str, Any]) -> None:
     """Say how a run ended; the first word stands."""
     record = {"run_id": run_id, "at": datetime.now(UTC).isoformat(timespec="seconds"), **record}
     lake.store.put_if_absent(f"{lake.run(run_id)}/run.json", json.dumps(record, indent=1).encode())
+
+
+def write_estimate(lake: Lake, run_id: str, estimate: dict[str, Any]) -> None:
+    """Keep what a run of this plan is thought to take; the last word stands."""
+    lake.store.put(f"{lake.run(run_id)}/estimate.json", json.dumps(estimate, indent=1).encode())
+
+
+def read_estimate(lake: Lake, run_id: str) -> dict[str, Any] | None:
+    """What a run was thought to take; None where nobody asked."""
+    try:
+        return dict(json.loads(lake.store.get(f"{lake.run(run_id)}/estimate.json")))
+    except FileNotFoundError:
+        return None
 
 
 def fresh(lake: Lake, plan: Plan) -> Plan:

@@ -40,6 +40,10 @@ class Resources(_Strict):
     """Bound of what one worker reads ahead and holds in unfinished units, in GB; one unit may always enter."""
     attempts: int = Field(default=3, ge=1)
     """How often a shard may die before it is split, and an item alone before it is quarantined."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """What one worker costs in an hour, so that an estimate gives the price of the run."""
+    currency: str = ""
+    """In what that price is."""
 
 
 class Job(_Strict):
@@ -62,8 +66,10 @@ class Job(_Strict):
     resources: Resources = Resources()
     """What the run may use."""
 
-    def with_workers(self, workers: int) -> "Job":
-        """The same job on so many workers."""
+    def with_workers(self, workers: int | None) -> "Job":
+        """The same job on so many workers; None: as it says."""
+        if workers is None:
+            return self
         return self.model_copy(update={"resources": self.resources.model_copy(update={"workers": workers})})
 
     @property

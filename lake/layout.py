@@ -123,6 +123,10 @@ class Lake:
         """Path of a model package."""
         return f"models/{check_name('model', name)}/{check_name('model version', version)}"
 
+    def tuned(self, name: str, version: str, device: str) -> str:
+        """Path of how a model's networks run best on a kind of device."""
+        return f"tuned/{check_name('model', name)}/{check_name('model version', version)}/{device}.json"
+
     def run(self, run_id: str) -> str:
         """Path of a run's folder."""
         return f"runs/{check_name('run', run_id)}"

@@ -16,6 +16,8 @@ from ...lake.errors import EnvironmentFailure, ModelError
 from ...lake.ids import sha256_bytes
 from ...lake.layout import Lake
 from ...lake.models import Manifest, network_code, own_network, read_file
+from .fast import channels_last, compiled, frozen, laid, session_options
+from .settings import Settings
 
 CPU_LANES = 4
 """Batches side by side at most, each on its share of the threads."""
@@ -23,6 +25,9 @@ GPU_LANES = 2
 """One batch is copied while another computes, each on a stream of its own."""
 
 Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OutOfMemory(Exception):  # noqa: N818 - a signal to halve the batch
@@ -41,15 +46,19 @@ class Networks:
         threads: int,
         runtime: Mapping[str, Any] | None = None,
     ) -> None:
-        del runtime
-        self.lanes = min(threads, CPU_LANES) if device == "cpu" else GPU_LANES
+        self.settings = Settings.of(runtime or {})
+        lanes = self.settings.lanes
+        self.lanes = min(threads, lanes or CPU_LANES) if device == "cpu" else lanes or GPU_LANES
         """Batches that go through the network side by side."""
         self._threads = max(1, threads // self.lanes) if device == "cpu" else 1
         self.device = torch.device(device)
         torch.set_num_threads(self._threads)
         _full_precision()
+        self._type = PRECISIONS[self.settings.precision]
         load = {"torchscript": _torchscript, "onnx": _onnx, "python": _python}[manifest.runtime]
-        self._forward = [load(lake, manifest, name, task.outputs, self.device, self._threads) for name in task.steps]
+        self._forward = [
+            load(lake, manifest, name, task.outputs, self.device, self._threads, self.settings) for name in task.steps
+        ]
 
     def enter(self) -> None:
         """Set up the thread that calls this for computing."""
@@ -60,7 +69,12 @@ class Networks:
     def forward(self, step: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name, first axis the batch, there and not only on their way: what fails on a device fails here."""
         with torch.inference_mode():
-            outputs = self._forward[step](inputs)
+            if self._type is torch.float32:
+                outputs = self._forward[step](inputs)
+            else:
+                with torch.autocast(self.device.type, self._type):
+                    outputs = self._forward[step](inputs)
+                outputs = {name: v.float() if v.dtype == self._type else v for name, v in outputs.items()}
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
             return outputs
@@ -76,8 +90,9 @@ class Networks:
         return list(fine.all(0)[:count].tolist())
 
     def versions(self) -> str:
-        """Of what computes."""
-        return f"torch {torch.__version__}, numpy {np.__version__}, python {platform.python_version()}"
+        """Of what computes, and how it is set where that is not as the package says."""
+        libraries = f"torch {torch.__version__}, numpy {np.__version__}, python {platform.python_version()}"
+        return f"{libraries}; {self.settings}" if self.settings.runtime() else libraries
 
     def device_name(self) -> str:
         """What it computes on."""
@@ -121,24 +136,38 @@ def _named(outputs: tuple[str, ...], values: Any) -> dict[str, torch.Tensor]:
 
 
 def _torchscript(
-    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+    lake: Lake,
+    manifest: Manifest,
+    name: str,
+    outputs: tuple[str, ...],
+    device: torch.device,
+    threads: int,
+    settings: Settings,
 ) -> Forward:
     del threads
     try:
         module = torch.jit.load(io.BytesIO(read_file(lake, manifest, name)), map_location=device).eval()  # type: ignore[no-untyped-call]  # torch has no type for it
     except RuntimeError as error:
         raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not TorchScript") from error
-    return lambda inputs: _named(outputs, module(*inputs.values()))
+    if settings.channels_last:
+        channels_last(module)
+    run = frozen(module, manifest.ref) if settings.freeze else module
+    return lambda inputs: _named(outputs, run(*_laid(inputs, settings)))
 
 
 def _onnx(
-    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+    lake: Lake,
+    manifest: Manifest,
+    name: str,
+    outputs: tuple[str, ...],
+    device: torch.device,
+    threads: int,
+    settings: Settings,
 ) -> Forward:
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
+    if settings.precision != "fp32":
+        raise ModelError(f"{manifest.ref} is an ONNX network, which has a precision of its own; tune again")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -146,7 +175,7 @@ def _onnx(
         providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
     data = read_file(lake, manifest, name)
     try:
-        session = onnxruntime.InferenceSession(data, settings, providers=providers)
+        session = onnxruntime.InferenceSession(data, session_options(settings, threads), providers=providers)
     except Exception as error:  # onnxruntime raises plain classes of its own for a bad file
         raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not an ONNX model that runs here") from error
     there = {output.name for output in session.get_outputs()}
@@ -163,7 +192,13 @@ def _onnx(
 
 
 def _python(
-    lake: Lake, manifest: Manifest, name: str, outputs: tuple[str, ...], device: torch.device, threads: int
+    lake: Lake,
+    manifest: Manifest,
+    name: str,
+    outputs: tuple[str, ...],
+    device: torch.device,
+    threads: int,
+    settings: Settings,
 ) -> Forward:
     del threads
     build = _builder(lake, manifest)
@@ -188,7 +223,15 @@ def _python(
             f"{manifest.ref}: {manifest.files[name].path} does not fit the network {manifest.network}"
         ) from error
     network = network.to(device).eval()
-    return lambda inputs: _named(outputs, network(*inputs.values()))
+    if settings.channels_last:
+        channels_last(network)
+    run = compiled(network, manifest.ref, device) if settings.compile else network
+    return lambda inputs: _named(outputs, run(*_laid(inputs, settings)))
+
+
+def _laid(inputs: Mapping[str, torch.Tensor], settings: Settings) -> list[torch.Tensor]:
+    """Inputs in the order of the network's arguments, with the memory layout that it was set to."""
+    return [laid(value) for value in inputs.values()] if settings.channels_last else list(inputs.values())
 
 
 def _builder(lake: Lake, manifest: Manifest) -> Callable[..., torch.nn.Module]:
