@@ -49,7 +49,7 @@ class Outcome:
     reasons: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     seconds: float = 0.0
-    """From the first worker that was ready to the last receipt."""
+    """From the first worker that was ready to the table and `current/`, without what Ray takes to stop."""
     startup_seconds: float = 0.0
     """Before that: Ray, imports, the model."""
     table_version: int | None = None
@@ -136,6 +136,7 @@ def _publish(
     """Commit, show and record. Of a run that is not the `last` word, only items that show nothing yet are shown."""
     import pyarrow.compute as pc
 
+    begun = time.perf_counter()
     committed = commit(lake, plan, ledger, schema)
     crash.point("before-current")
     wanted = plan.units.select(["item_id", "input_digest"])
@@ -144,7 +145,9 @@ def _publish(
         wanted = wanted.filter(pc.invert(pc.is_in(wanted["item_id"], shown.combine_chunks())))
     predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted)
     crash.point("before-record")
-    return _record(lake, plan, ledger, committed, times, resumed=resumed)
+    started, ready, ended = times
+    seconds = (ready - started, ended - ready + time.perf_counter() - begun)
+    return _record(lake, plan, ledger, committed, seconds, resumed=resumed)
 
 
 def _resume(lake: Lake, job: Job, choice: Choice, manifest: Manifest, task: Task, progress: Progress) -> Outcome | None:
@@ -225,7 +228,7 @@ def threads_of(job: Job) -> int:
 
 
 def _record(
-    lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, times: tuple[float, float, float], *, resumed: bool
+    lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, seconds: tuple[float, float], *, resumed: bool
 ) -> Outcome:
     outcome = Outcome(
         run_id=plan.run_id,
@@ -236,11 +239,11 @@ def _record(
         skipped=plan.skipped,
         reasons=plan.reasons,
         dropped=committed.dropped,
-        seconds=round(times[2] - times[1], 3),
-        startup_seconds=round(times[1] - times[0], 3),
+        seconds=round(seconds[1], 3),
+        startup_seconds=round(seconds[0], 3),
         table_version=committed.version,
     )
-    stages = {stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()}
+    stages = {stage: round(spent, 3) for stage, spent in ledger.seconds.items()}
     record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
     actual = {"seconds": outcome.seconds, "startup_seconds": outcome.startup_seconds}
     record |= {"runtime": plan.runtime} | compared(runs.read_estimate(lake, plan.run_id), actual, resumed=resumed)
