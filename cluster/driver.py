@@ -81,8 +81,17 @@ def plan_job(
     runtime, note = tuned.choose(lake, manifest, device, job.resources)
     if note is not None and noted is not None:
         noted(note)
-    chosen = {"limit": choice.limit, "only": choice.only, "retry": choice.retry}
-    plan = make_plan(lake, job, manifest, task, device=device, runtime=runtime, **chosen)
+    plan = make_plan(
+        lake,
+        job,
+        manifest,
+        task,
+        device=device,
+        runtime=runtime,
+        limit=choice.limit,
+        only=choice.only,
+        retry=choice.retry,
+    )
     check_not_empty(plan, lake)
     return runs.fresh(lake, plan), manifest, task
 
