@@ -81,8 +81,8 @@ def plan_job(
     runtime, note = tuned.choose(lake, manifest, device, job.resources)
     if note is not None and noted is not None:
         noted(note)
-    chosen = {"limit": choice.limit, "only": choice.only, "retry": choice.retry}
-    plan = make_plan(lake, job, manifest, task, device=device, runtime=runtime, **chosen)
+    limit, only, retry = choice.limit, choice.only, choice.retry
+    plan = make_plan(lake, job, manifest, task, device=device, limit=limit, only=only, retry=retry, runtime=runtime)
     check_not_empty(plan, lake)
     return runs.fresh(lake, plan), manifest, task
 

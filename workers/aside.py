@@ -31,8 +31,8 @@ class Aside(Store):
     def size(self, relative: str) -> int | None:
         return self._at(relative).size(relative)
 
-    def put(self, relative: str, data: bytes) -> None:
-        self._to(relative).put(relative, data)
+    def put(self, relative: str, data: bytes, *, durable: bool = True) -> None:
+        self._to(relative).put(relative, data, durable=durable)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         return self._to(relative).put_if_absent(relative, data)
@@ -46,8 +46,10 @@ class Aside(Store):
     def folders(self, prefix: str) -> Iterator[str]:
         return self._at(prefix).folders(prefix)
 
-    def sync(self, prefix: str) -> None:
-        self._to(prefix).sync(prefix)
+    def sync(self, *prefixes: str) -> None:
+        for prefix in prefixes:
+            self._to(prefix)
+        self._folder.sync(*prefixes)
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         return (self._at if read_only else self._to)(relative).zarr(relative, read_only=read_only)
