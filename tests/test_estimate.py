@@ -1,5 +1,6 @@
 """Estimates: a probe leaves no trace, and a run is held to what was said of it."""
 
+import inspect
 import json
 
 import made
@@ -9,13 +10,14 @@ from diastole.cluster import driver
 from diastole.cluster.estimate import compared, estimate, read_bytes, said
 from diastole.jobs import runs
 from diastole.lake.errors import EnvironmentFailure, ModelError
-from diastole.workers.aside import aside
+from diastole.lake.store import Store
+from diastole.workers.aside import Aside, aside
 from diastole.workers.probe import spread
 
 
 @pytest.fixture
 def proteins(lake, tmp_path):
-    made.add_proteins(lake, tmp_path / "src", made.proteins(60))
+    made.add_proteins(lake, tmp_path / "src", made.proteins(60, low=400, high=900))
     made.residues(lake)
     return lake
 
@@ -80,12 +82,20 @@ def test_a_probe_cannot_write_into_the_lake(proteins, tmp_path):
     assert beside.store.get("runs/x/y") == b"1"
 
 
+def test_a_probes_store_has_each_method_of_a_store():
+    own = {name: value for name, value in vars(Store).items() if not name.startswith("_") and callable(value)}
+    own.pop("reading")  # which only names what fails
+    for name, method in own.items():
+        assert inspect.signature(vars(Aside)[name]) == inspect.signature(method), name
+
+
 def test_a_probe_takes_units_from_all_over_the_plan(proteins):
     plan = planned(proteins)
     shards = spread(plan)
     assert sorted(u for table in shards for u in table["unit"].to_pylist()) == list(range(60))
     first = [int(table["shard"][0].as_py()) for table in shards][:4]
     assert len(plan.shards) > 8
+    assert len(first) == 4
     assert min(first) < len(plan.shards) / 4 < len(plan.shards) * 3 / 4 <= max(first) + 1
 
 
