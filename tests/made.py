@@ -63,6 +63,15 @@ def add_proteins(lake: Lake, folder: Path, sequences: list[str], dataset: str = 
     ingest(lake, dataset, [folder], IngestOptions(public=True, alphabet="protein"))
 
 
+def images(lake: Lake, folder: Path, data: Any, dataset: str = "d", name: str = "a") -> None:
+    """Ingest a stack of images (n, y, x), named a#0, a#1, …"""
+    import numpy as np
+
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images" / f"{name}.npy", data)
+    ingest(lake, dataset, [folder / "images"], IngestOptions(public=True, modality="XC"))
+
+
 def network(seed: int = 0) -> bytes:
     """A state dict for Net."""
     torch.manual_seed(seed)
