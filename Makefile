@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DONE = $(VENV)/.installed
 LOCK = constraints.txt
+PEERS = $(VENV)/.peers
 
-.PHONY: demo demo-change test test-all lint bench format clean setup
+.PHONY: demo demo-change test test-all lint bench bench-tune format clean setup
 
 setup: $(DONE)
 
@@ -27,8 +28,18 @@ test: $(DONE)
 test-all: $(DONE)
 	$(BIN)/python -m pytest -q -m ''
 
-bench: $(DONE)
+# What only the benchmarks need: peers, and Daft with an older pyarrow than ours in a folder of its own.
+$(PEERS): $(DONE) benchmarks/daft.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/daft --requirement benchmarks/daft.txt
+	touch $@
+
+bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py
+
+# Settings for the peers, tried out on this machine, into benchmarks/tuned.json.
+bench-tune: $(PEERS)
+	$(BIN)/python benchmarks/tune.py
 
 # Type checkers do not see the default editable install, so types are checked against a plain one beside it.
 lint: $(DONE)

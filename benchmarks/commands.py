@@ -1,5 +1,6 @@
 """How soon the command line answers: `--help`, and `plan` on 100,000 items. Best and median of five, whole processes."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import made
+import cohorts
 import pyarrow as pa
 
 from diastole.lake import items
@@ -19,14 +20,14 @@ GOALS = {"--help": 0.3, f"plan, {ITEMS:,} items": 3.0}
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
     """Seconds by command."""
-    made.proteins(folder)
+    cohorts.make(folder, "proteins", 0.1)
     lake = Lake.open(str(folder / "lake"))
-    [row] = items.read_items(lake, "proteins").slice(0, 1).to_pylist()
+    [row] = items.read_items(lake, cohorts.DATASET).slice(0, 1).to_pylist()
     now = datetime.now(UTC)
     rows = [{**row, "item_id": f"{n:032x}", "row": n, "ingested_at": now} for n in range(ITEMS)]
     items.write_items(lake, "many", pa.Table.from_pylist(rows, items.ITEMS))
     job = folder / "many.yaml"
-    job.write_text("{name: many, dataset: many, model: predictdssp, output: many}")
+    job.write_text(json.dumps({"name": "many", "dataset": "many", "model": cohorts.MODEL, "output": "many"}))
     arguments = {"--help": ["--help"], f"plan, {ITEMS:,} items": ["plan", str(job)]}
     return {name: {**_timed(words), "goal": GOALS[name]} for name, words in arguments.items()}
 

@@ -1,143 +1,154 @@
-"""`make bench`: from the lake to the table, beside the same model on batches that are in memory already.
+"""`make bench`: diastole beside the network alone, and beside what a user would pick instead.
 
-    python benchmarks/run.py [--rounds 3] [commands] [proteins] [volumes]
+    python benchmarks/run.py [commands] [images64] [images224] [volumes] [proteins]
+        [--rounds 3] [--seconds 20] [--variants here raydata …] [--folder FOLDER] [--no-docs]
 
-The ceiling is one process with two threads that only calls the network, on the very batches that diastole makes; nothing
-is read, prepared or written. All variants take turns within each round, and ratios are between medians. Start-up (Ray,
-imports, the model) is counted apart. Results go to docs/performance.json and docs/performance.md.
+A cohort is made once for about so many seconds of work. In each round every variant scores it once, in a process of its
+own, in an order that turns by round; its predictions are held to those of diastole and removed. Results go to
+docs/performance.json and docs/performance.md after each workload.
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cohorts
 import commands
-import made
+import compare
 import psutil
+import report
+from memory import Watch
+from variants import CEILINGS, DIASTOLE, HERE, Variant, by_hand, variants, write_job
 
-HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs"
-VARIANTS = {
-    "ceiling": "the network alone, 1 process × 2 threads",
-    "here": "diastole, this process, 2 threads",
-    "ray-1": "diastole, 1 Ray worker × 2 threads",
-    "ray-2": "diastole, 2 Ray workers × 1 thread",
-}
+RECORD_MB = 768
+"""Megabytes of batches that the ceiling goes round on."""
 
 
 def main() -> None:
     """Run the workloads that are named, or all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("workloads", nargs="*", default=[], help=", ".join(made.WORKLOADS))
+    parser.add_argument("workloads", nargs="*", default=["commands", *cohorts.workloads()])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--variants", nargs="*", default=None)
+    parser.add_argument("--folder", type=Path, help="keep the cohorts here, for another time")
+    parser.add_argument("--no-docs", action="store_true", help="show the table, and write no file")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
-    for name in arguments.workloads or ["commands", *made.WORKLOADS]:
-        with tempfile.TemporaryDirectory(prefix="diastole-bench-") as folder:
-            os.environ.update({"DIASTOLE_KEYS": f"{folder}/keys", "DIASTOLE_LAKE": f"{folder}/lake"})
+    with tempfile.TemporaryDirectory(prefix="diastole-bench-") as temporary:
+        for name in arguments.workloads:
+            folder = (arguments.folder or Path(temporary)).resolve() / name
             if name == "commands":
-                results[name] = commands.measure(Path(folder))
-                continue
-            units = made.WORKLOADS[name](Path(folder))
-            results[name] = {"units": units, "variants": measure(Path(folder), name, arguments.rounds)}
-    write(results)
+                folder.mkdir(parents=True, exist_ok=True)
+                result = commands.measure(folder)
+            else:
+                result = measure(folder, name, arguments)
+            report.keep({name: result}, write=not arguments.no_docs)
 
 
-def measure(folder: Path, workload: str, rounds: int) -> dict[str, Any]:
-    """Seconds, start-up and peak memory of each variant, by round."""
-    measured: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-    for number in range(rounds):
-        for variant in VARIANTS:
-            job = made.write_job(folder, workload, f"{variant}-{number}", variant)
-            measured[variant].append(one(variant, job))
-            print(f"{workload} {number} {variant}: {measured[variant][-1]}", flush=True)
-    ceiling = statistics.median(m["seconds"] for m in measured["ceiling"])
+def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of a workload."""
+    cohort = cohorts.make(folder, workload, arguments.seconds)
+    chosen = [one for one in variants(workload) if arguments.variants is None or one.name in arguments.variants]
+    absent = {one.name: reason for one in chosen if (reason := one.missing())}
+    chosen = [one for one in chosen if one.name not in absent]
+    if any(one.name in CEILINGS for one in chosen) and not (folder / "batches.pt").exists():
+        record(folder)
+    rounds: dict[str, list[dict[str, Any]]] = {one.name: [] for one in chosen}
+    wanted: compare.Found | None = None
+    for number in range(arguments.rounds):
+        turn = number * len(chosen) // max(arguments.rounds, 1)
+        order = chosen[turn:] + chosen[:turn]
+        if wanted is None and any(one.name in DIASTOLE for one in chosen):
+            order.sort(key=lambda one: one.name not in DIASTOLE)  # first what the others are held to
+        for variant in order:
+            measured, found = one_run(
+                folder, variant, f"{variant.name}-{number}", cohort["items"], 15 * arguments.seconds
+            )
+            wanted = found if wanted is None else wanted
+            if found is not None and wanted is not None and (wrong := compare.check(found, wanted, cohort["items"])):
+                measured["error"] = wrong
+            rounds[variant.name].append(measured)
+            print(f"{workload} {number} {variant.name}: {json.dumps(measured)}", flush=True)
     return {
-        variant: {
-            "what": VARIANTS[variant],
-            "seconds": statistics.median(m["seconds"] for m in values),
-            "all_seconds": [m["seconds"] for m in values],
-            "startup_s": statistics.median(m["startup_s"] for m in values),
-            "peak_mb": max(m["peak_mb"] for m in values),
-            "of_ceiling": round(ceiling / statistics.median(m["seconds"] for m in values), 3),
-        }
-        for variant, values in measured.items()
+        **cohort,
+        "rounds": arguments.rounds,
+        "variants": report.summarise(chosen, rounds),
+        "absent": absent,
+        "by_hand": by_hand(workload),
     }
 
 
-def one(variant: str, job: Path) -> dict[str, float]:
-    """One run in processes of its own, and the peak memory of them all."""
-    binary = str(Path(sys.executable).parent / "diastole")
-    ceiling = [sys.executable, str(HERE / "ceiling.py"), str(job)]
-    command = ceiling if variant == "ceiling" else [binary, "run", str(job), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = [0.0]
-    watch = threading.Thread(target=_watch, args=(process.pid, peak), daemon=True)
-    watch.start()
-    out, _ = process.communicate()
+def record(folder: Path) -> None:
+    """The batches that the ceiling computes."""
+    output = (
+        f"recorded-{time.time_ns()}"  # a run of its own: of one that was there already, nothing would be left to do
+    )
+    job = write_job(folder, output, {"workers": 0, "threads": 2})
+    command = [sys.executable, HERE / "record.py", folder / "lake", job, RECORD_MB, folder / "batches.pt"]
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def one_run(
+    folder: Path, variant: Variant, name: str, items: int, patience: float
+) -> tuple[dict[str, Any], compare.Found | None]:
+    """One variant in processes of its own: what was measured, and what it predicted. A failure is a measure, too."""
+    out = folder / "out" / name
+    begun = time.perf_counter()
+    with (folder / "errors.txt").open("w+") as errors:
+        process = subprocess.Popen(
+            variant.command(folder, out, items),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=variant.environment,
+            start_new_session=True,
+        )
+        with Watch(process.pid) as watch:
+            try:
+                said, _ = process.communicate(timeout=300 + patience)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                said, _ = process.communicate()
+        wall = time.perf_counter() - begun
+        _end(watch.seen)
+        errors.seek(0)
+        tail = errors.read().strip().splitlines()[-3:]
+    measured: dict[str, Any] = {"wall_s": round(wall, 3), "peak_mb": watch.peak_mb, "cpu_s": watch.cpu_s}
+    found = None
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    found = json.loads(out)
-    return {"seconds": found["seconds"], "startup_s": found["startup_seconds"], "peak_mb": round(peak[0] / 2**20)}
+        measured["error"] = f"exit code {process.returncode}: {' | '.join(tail)[-300:]}"
+    else:
+        answer = json.loads(said.strip().splitlines()[-1] if variant.name not in DIASTOLE else said)
+        share = answer.get("items", items) / items  # the ceiling may compute some of them only
+        measured["work_s"] = round(answer["seconds"] / share, 3)
+        measured["besides_s"] = round(wall - answer["seconds"], 3)
+        if variant.name in DIASTOLE:
+            found = compare.of_diastole(folder, name)
+        elif variant.name not in CEILINGS:
+            found = compare.of_peer(out)
+    shutil.rmtree(out, ignore_errors=True)
+    for written in ("predictions", "maps", "current"):
+        shutil.rmtree(folder / "lake" / written / name, ignore_errors=True)
+    return measured, found
 
 
-def _watch(pid: int, peak: list[float]) -> None:
-    """Peak of the summed unique memory of a process and its children."""
-    try:
-        while True:
-            root = psutil.Process(pid)
-            total = 0
-            for process in [root, *root.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().uss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total)
-            time.sleep(0.1)
-    except psutil.Error:
-        return
-
-
-def write(results: dict[str, Any]) -> None:
-    """docs/performance.json, and the same as a table for people."""
-    machine = {
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "ray", "zarr", "pyarrow", "deltalake")},
-    }
-    DOCS.mkdir(exist_ok=True)
-    path = DOCS / "performance.json"
-    old = json.loads(path.read_text())["workloads"] if path.exists() else {}
-    workloads = {**old, **results}
-    path.write_text(json.dumps({"machine": machine, "workloads": workloads}, indent=1) + "\n")
-    lines = ["# Performance", "", (HERE / "about.md").read_text().strip(), ""]
-    lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
-    answers = workloads.pop("commands", {})
-    lines += ["| command | best, s | median, s | goal, s |", "|---|---|---|---|"] if answers else []
-    lines += [f"| {name} | {v['best']:.2f} | {v['median']:.2f} | {v['goal']:g} |" for name, v in answers.items()] + [""]
-    for name, result in workloads.items():
-        lines += [
-            f"## {name}: {result['units']}",
-            "",
-            "| variant | work, s | of the ceiling | start-up, s | peak memory, MB |",
-        ]
-        lines += ["|---|---|---|---|---|"]
-        for values in result["variants"].values():
-            row = [values["what"], f"{values['seconds']:.2f}", f"{values['of_ceiling']:.2f}"]
-            row += [f"{values['startup_s']:.1f}", f"{values['peak_mb']:.0f}"]
-            lines.append(f"| {' | '.join(row)} |")
-        lines.append("")
-    (DOCS / "performance.md").write_text("\n".join(lines))
+def _end(processes: list[psutil.Process]) -> None:
+    """What a variant left running must not disturb the next."""
+    left = [process for process in processes if process.is_running()]
+    for process in left:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    psutil.wait_procs(left, timeout=10)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any
 
 import ray
 
-from ..jobs import receipts
+from ..jobs.dispatch import Dispatcher
 from ..jobs.ledger import PAUSE, RETURNS, Ledger, Shard
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
@@ -21,8 +22,8 @@ ALLOWED = "DIASTOLE_ALLOW_CODE"
 START_SECONDS = 300.0
 """How long the first worker may take to start."""
 
-Reply = tuple[str, str, str]
-"""(done|returned|stopped, shard, reason)."""
+Reply = tuple[str, Receipt | str]
+"""(done, receipt) or (returned|stopped, reason)."""
 
 
 class Worker:
@@ -31,7 +32,7 @@ class Worker:
     def __init__(self, lake_root: str, run_id: str, threads: int, allowed: str) -> None:
         os.environ[ALLOWED] = allowed  # a Ray that runs already has the environment of whoever started it
         self._given: Queue[Shard] = Queue()
-        self._replies: Queue[Reply] = Queue()
+        self._ends: dict[str, Queue[Reply]] = {}
         self._open = (lake_root, run_id, threads)
 
     def start(self) -> str | None:
@@ -45,13 +46,12 @@ class Worker:
         Thread(target=self._run, name="work", daemon=True).start()
         return None
 
-    def give(self, shard: Shard) -> None:
-        """Put a shard into the mailbox."""
+    def score(self, shard: Shard) -> Reply:
+        """Put a shard into the mailbox, and wait for its end."""
+        end: Queue[Reply] = Queue(1)
+        self._ends[shard.shard] = end
         self._given.put(shard)
-
-    def reply(self) -> Reply:
-        """Wait for the next shard's end."""
-        return self._replies.get()
+        return end.get()
 
     def _run(self) -> None:
         failures = 0
@@ -61,15 +61,17 @@ class Worker:
             try:
                 for receipt in self._engine.work(self._shards(begun, over), over.set):
                     begun.remove(receipt.shard)
-                    self._replies.put(("done", receipt.shard, ""))
+                    # Which files there are is read from storage, by who publishes them.
+                    self._ends.pop(receipt.shard).put(("done", replace(receipt, parts=(), files=())))
                     failures = 0
             except EnvironmentFailure as error:
                 failures += 1
                 time.sleep(min(30.0, PAUSE * 2 ** (failures - 1)))
                 for shard in begun:
-                    self._replies.put(("returned", shard, str(error)))
+                    self._ends.pop(shard).put(("returned", str(error)))
             except Exception as error:  # noqa: BLE001 - told to the driver, which stops the run with it
-                self._replies.put(("stopped", ",".join(begun), f"{type(error).__name__}: {error}"))
+                for end in self._ends.values():
+                    end.put(("stopped", f"{type(error).__name__}: {error}"))
                 return
 
     def _shards(self, begun: list[str], over: Event) -> Iterator[Shard]:
@@ -82,21 +84,32 @@ class Worker:
 
 
 class Crew:
-    """The actors of one run: shards are given out, deaths are blamed on what had begun, the dead are replaced."""
+    """The actors of one run: they get what the dispatcher says, and the dead are replaced."""
 
-    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, workers: int, threads: int) -> None:
-        self._lake, self._plan, self._ledger = lake, plan, ledger
-        self._needs = {"CPU": 1.0, "GPU": 1.0 if plan.device == "cuda" else 0.0}
-        settings: dict[str, Any] = {"num_cpus": 1, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
-        self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(Worker)
+    def __init__(
+        self,
+        lake: Lake,
+        plan: Plan,
+        ledger: Ledger,
+        workers: int,
+        threads: int,
+        *,
+        kind: type[Worker] = Worker,
+        cpus: float = 1.0,
+    ) -> None:
+        """`kind` and `cpus`, cores that an actor takes, are others where Ray itself is measured."""
+        self._ledger = ledger
+        self._dispatcher: Dispatcher[Any] = Dispatcher(ledger)
+        self._needs = {"CPU": cpus, "GPU": 1.0 if plan.device == "cuda" else 0.0}
+        settings: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
+        self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(kind)
         self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))
         self._workers = workers
-        self._handed: dict[Any, list[str]] = {}
-        self._waits: dict[Any, Any] = {}
-        self._ready: set[Any] = set()
-        """Those that have loaded the model: a shard given to one that Ray has no place for would wait for ever."""
+        self._actors: set[Any] = set()
+        """Those that live."""
+        self._waits: dict[Any, tuple[Any, str | None]] = {}
+        """What is waited for: an actor's start, or its end with a shard."""
         self._unexplained = 0
-        self._alone: set[str] = set()
         self._made = time.perf_counter()
         self._begun: float | None = None
 
@@ -106,22 +119,31 @@ class Crew:
         Returns when the first worker was ready for work, on time.perf_counter's clock.
         """
         try:
-            for actor in [self._kind.remote(*self._arguments) for _ in range(min(self._workers, self._ledger.waiting))]:
-                self._welcome(actor)
-            while self._ledger.waiting or any(self._handed.values()):
-                ready, _ = ray.wait(list(self._waits), num_returns=1, timeout=min(10.0, START_SECONDS))
-                for reference in ready:
+            for _ in range(min(self._workers, self._ledger.waiting)):
+                self._welcome()
+            while not self._ledger.finished:
+                for reference in self._ready():
                     self._answer(reference, on_receipt)
-                self._fill()
+                for actor, shard in self._dispatcher.fill():
+                    self._waits[actor.score.remote(shard)] = actor, shard.shard
                 self._check_started()
         finally:
-            for actor in self._handed:
+            for actor in self._actors:
                 ray.kill(actor)  # one that waits for a shard would stay, with its model, as long as Ray does
         return self._begun or time.perf_counter()
 
+    def _ready(self) -> list[Any]:
+        """All answers that are there, once there is one, or it is time to look for who is late."""
+        seconds = 1.0 if self._dispatcher.looks_for_late else 10.0
+        first, rest = ray.wait(list(self._waits), num_returns=1, timeout=min(seconds, START_SECONDS))
+        if not first or not rest:
+            return list(first)
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+        return [*first, *more]
+
     def _check_started(self) -> None:
         """Ray waits without an end for what it does not have."""
-        if not self._ready and time.perf_counter() - self._made > START_SECONDS:
+        if not self._dispatcher.workers and time.perf_counter() - self._made > START_SECONDS:
             there: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray has no type for it
             wanted = ", ".join(f"{n:g} {what}" for what, n in self._needs.items() if n)
             free = ", ".join(f"{n:g} {what}" for what, n in there.items() if what in self._needs)
@@ -129,57 +151,46 @@ class Crew:
                 f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is {free or 'nothing'}"
             )
 
-    def _welcome(self, actor: Any) -> None:
+    def _welcome(self) -> None:
         self._made = time.perf_counter()
-        self._handed[actor] = []
-        self._waits[actor.start.remote()] = actor
-
-    def _fill(self) -> None:
-        """One shard for each worker, then one into each mailbox while there are enough for all.
-
-        A shard that a worker died of, or with, is the only one that its worker has.
-        """
-        for held in (1, 2):
-            for actor in self._ready:
-                handed = self._handed[actor]
-                plenty = held == 1 or self._ledger.waiting >= len(self._ready)
-                if len(handed) >= held or not plenty or self._alone.intersection(handed):
-                    continue
-                if (shard := self._ledger.take(idle=not handed)) is not None:
-                    actor.give.remote(shard)
-                    handed.append(shard.shard)
-                    self._alone |= {shard.shard} if shard.alone else set()
+        actor = self._kind.remote(*self._arguments)
+        self._actors.add(actor)
+        self._waits[actor.start.remote()] = actor, None
 
     def _answer(self, reference: Any, on_receipt: Callable[[Receipt], None]) -> None:
-        actor = self._waits.pop(reference)
+        actor, shard = self._waits.pop(reference)
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayActorError:
-            self._ready.discard(actor)
-            self._unexplained = 0 if self._ledger.died(self._handed.pop(actor)) else self._unexplained + 1
-            if self._unexplained >= RETURNS:
-                raise EnvironmentFailure(
-                    f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"
-                ) from None
-            if self._ledger.waiting:
-                self._welcome(self._kind.remote(*self._arguments))
+            self._bury(actor)
             return
-        if isinstance(answer, str):
+        if shard is not None:
+            self._take(actor, shard, answer, on_receipt)
+            return
+        if answer is not None:
             raise ModelError(answer)
         self._begun = self._begun or time.perf_counter()
-        self._ready.add(actor)
-        if answer is not None:
-            self._take(actor, answer, on_receipt)
-        self._waits[actor.reply.remote()] = actor
+        self._dispatcher.join(actor)
 
-    def _take(self, actor: Any, answer: Reply, on_receipt: Callable[[Receipt], None]) -> None:
-        kind, shard, reason = answer
-        if kind == "stopped":
-            raise EnvironmentFailure(f"a worker stopped at shard {shard}: {reason}")
-        self._handed[actor].remove(shard)
-        if kind == "returned":
-            self._ledger.returned(shard, reason)
+    def _bury(self, actor: Any) -> None:
+        """An actor died, which each shard that it had says."""
+        if actor not in self._actors:
             return
-        receipt = receipts.read_one(self._lake, self._plan.run_id, shard)
-        self._ledger.receive(receipt)
-        on_receipt(receipt)
+        self._actors.remove(actor)
+        self._unexplained = 0 if self._dispatcher.died(actor) else self._unexplained + 1
+        if self._unexplained >= RETURNS:
+            raise EnvironmentFailure(
+                f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"
+            )
+        if self._ledger.open > len(self._actors):
+            self._welcome()
+
+    def _take(self, actor: Any, shard: str, reply: Reply, on_receipt: Callable[[Receipt], None]) -> None:
+        kind, what = reply
+        if isinstance(what, Receipt):
+            if self._dispatcher.done(actor, what):
+                on_receipt(what)
+        elif kind == "returned":
+            self._dispatcher.returned(actor, shard, what)
+        else:
+            raise EnvironmentFailure(f"a worker stopped at shard {shard}: {what}")

@@ -49,7 +49,7 @@ class Outcome:
     reasons: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     seconds: float = 0.0
-    """From the first worker that was ready to the last receipt."""
+    """From the first worker that was ready to the table and `current/`, without what Ray takes to stop."""
     startup_seconds: float = 0.0
     """Before that: Ray, imports, the model."""
     table_version: int | None = None
@@ -81,8 +81,17 @@ def plan_job(
     runtime, note = tuned.choose(lake, manifest, device, job.resources)
     if note is not None and noted is not None:
         noted(note)
-    limit, only, retry = choice.limit, choice.only, choice.retry
-    plan = make_plan(lake, job, manifest, task, device=device, limit=limit, only=only, retry=retry, runtime=runtime)
+    plan = make_plan(
+        lake,
+        job,
+        manifest,
+        task,
+        device=device,
+        runtime=runtime,
+        limit=choice.limit,
+        only=choice.only,
+        retry=choice.retry,
+    )
     check_not_empty(plan, lake)
     return runs.fresh(lake, plan), manifest, task
 
@@ -136,6 +145,7 @@ def _publish(
     """Commit, show and record. Of a run that is not the `last` word, only items that show nothing yet are shown."""
     import pyarrow.compute as pc
 
+    begun = time.perf_counter()
     committed = commit(lake, plan, ledger, schema)
     crash.point("before-current")
     wanted = plan.units.select(["item_id", "input_digest"])
@@ -144,7 +154,9 @@ def _publish(
         wanted = wanted.filter(pc.invert(pc.is_in(wanted["item_id"], shown.combine_chunks())))
     predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted)
     crash.point("before-record")
-    return _record(lake, plan, ledger, committed, times, resumed=resumed)
+    started, ready, ended = times
+    seconds = (ready - started, ended - ready + time.perf_counter() - begun)
+    return _record(lake, plan, ledger, committed, seconds, resumed=resumed)
 
 
 def _resume(lake: Lake, job: Job, choice: Choice, manifest: Manifest, task: Task, progress: Progress) -> Outcome | None:
@@ -225,26 +237,22 @@ def threads_of(job: Job) -> int:
 
 
 def _record(
-    lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, times: tuple[float, float, float], *, resumed: bool
+    lake: Lake, plan: Plan, ledger: Ledger, committed: Committed, seconds: tuple[float, float], *, resumed: bool
 ) -> Outcome:
-    results = [receipt for receipt in ledger.done.values() if receipt.children is None]
     outcome = Outcome(
         run_id=plan.run_id,
         output=plan.output,
         resumed=resumed,
-        scored=sum(r.scored for r in results),
-        failed=sum(r.failed for r in results),
+        scored=ledger.scored,
+        failed=ledger.failed,
         skipped=plan.skipped,
         reasons=plan.reasons,
         dropped=committed.dropped,
-        seconds=round(times[2] - times[1], 3),
-        startup_seconds=round(times[1] - times[0], 3),
+        seconds=round(seconds[1], 3),
+        startup_seconds=round(seconds[0], 3),
         table_version=committed.version,
     )
-    stages: dict[str, float] = {}
-    for receipt in results:
-        for stage, value in (receipt.seconds or {}).items():
-            stages[stage] = round(stages.get(stage, 0.0) + value, 3)
+    stages = {stage: round(spent, 3) for stage, spent in ledger.seconds.items()}
     record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
     actual = {"seconds": outcome.seconds, "startup_seconds": outcome.startup_seconds}
     record |= {"runtime": plan.runtime} | compared(runs.read_estimate(lake, plan.run_id), actual, resumed=resumed)

@@ -44,6 +44,6 @@ def _run(engine: "Engine", ledger: Ledger, on_receipt: Callable[[Receipt], None]
                 on_receipt(receipt)
         except EnvironmentFailure as error:
             for shard in handed:
-                if shard not in ledger.done:
+                if not ledger.is_done(shard):
                     ledger.returned(shard, str(error))
             time.sleep(ledger.pause)

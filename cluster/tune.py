@@ -130,9 +130,9 @@ def _scored_again(lake: Lake, manifest: Manifest, device: str, runtime: dict[str
 
 def _device_name(device: str) -> str:
     if device == "cuda":
-        import torch
+        from ..workers.models.runtime import gpu_name
 
-        return torch.cuda.get_device_name()
+        return gpu_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -3,23 +3,24 @@
 Whatever dies and whenever, every planned unit ends in exactly one item row, and a reader never sees part of a wave.
 """
 
-import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..lake import crash, delta, integrity, predictions
 from ..lake.database import Spool, database
 from ..lake.errors import CommitError, EnvironmentFailure
-from ..lake.ids import digest, sha256_bytes
+from ..lake.ids import digest
 from ..lake.layout import Lake
 from .ledger import Ledger
+from .merge import merge
+from .parts import read_part, write_part
 from .plan import Plan
 from .receipts import Part, Receipt
 from .select import pair, suppressed
@@ -27,8 +28,8 @@ from .select import pair, suppressed
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-WAVE_PARTS = 10_000
-"""Parts in one transaction at most."""
+WAVE_PARTS = 100_000
+"""Parts that one transaction publishes at most; small ones go into few files."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,32 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
     """
     if not ledger.finished:
         raise CommitError(f"run {plan.run_id[:8]}: shards are missing; run again to finish them")
-    results = [receipt for _, receipt in sorted(ledger.done.items()) if receipt.children is None]
+    results = ledger.results()
     check_receipts(lake, plan, results)
     crash.point("before-wave")
-    parts = [part for receipt in results for part in receipt.parts]
-    waves = [parts[i : i + WAVE_PARTS] for i in range(0, len(parts), WAVE_PARTS)]
+    maps: list[integrity.FileRecord] = []
     already, dropped = True, 0
-    for number, wave in enumerate(waves, start=1):
-        _fix_wave(lake, plan.run_id, number, wave)
+    for number, wave in enumerate(_waves(results, maps), start=1):
+        if not _is_committed(lake, plan, number):
+            wave = merge(lake, plan, number, wave)
+            crash.point("after-merge")
+            _fix_wave(lake, plan.run_id, number, wave)
         fresh, lost = _commit_wave(lake, plan, number, wave, schema)
         already, dropped = already and not fresh, dropped + lost
-    return _verify(lake, plan, results, dropped, already=already)
+    return _verify(lake, plan, maps, dropped, already=already)
+
+
+def _waves(results: Iterable[Receipt], maps: list[integrity.FileRecord]) -> Iterator[list[Part]]:
+    """Parts, as many as a wave takes, in the order of the shards; and, on the way, the files of `maps`."""
+
+    def parts() -> Iterator[Part]:
+        for receipt in results:
+            maps.extend(integrity.FileRecord(**file) for file in receipt.files)
+            yield from receipt.parts
+
+    left = parts()
+    while wave := list(islice(left, WAVE_PARTS)):
+        yield wave
 
 
 def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
@@ -100,7 +116,7 @@ def _check_part(lake: Lake, plan: Plan, shard: str, part: Part, found: Spool, de
             f"shard {shard}: its file is {'gone' if size is None else f'of {size} bytes, not {part.bytes}'}; "
             f"delete runs/{plan.run_id}/receipts/{shard}.json and run again: the shard is redone"
         )
-    table = _read_part(lake, root, part, ["item_id"] if part.level == "row" else _ITEM_ROWS.names)
+    table = read_part(lake, root, part, ["item_id"] if part.level == "row" else _ITEM_ROWS.names)
     if table.num_rows != part.rows:
         raise CommitError(f"shard {shard}: {table.num_rows} rows in a file, {part.rows} in its receipt")
     if part.level == "item":
@@ -203,13 +219,14 @@ def _without_published(
     if not published and not withdrawn:
         return parts, 0
     root, kept, gone = lake.predictions(plan.output), [], 0
-    tables = [(part, _read_part(lake, root, part, None)) for part in parts]
-    for part, rows in tables:
+    for part in parts:
         if part.level == "item":  # what failed elsewhere does not keep out what was scored here
+            rows = read_part(lake, root, part, ["item_id", "status"])
             scored = set(rows.filter(pc.equal(rows["status"], "scored"))["item_id"].to_pylist())
             published = {item: status for item, status in published.items() if status == "scored" or item not in scored}
     values = pa.array(sorted(set(published) | withdrawn), pa.string())
-    for part, rows in tables:
+    for part in parts:
+        rows = read_part(lake, root, part, None)
         left = rows.filter(pc.invert(pc.is_in(rows["item_id"], values)))
         gone += rows.num_rows - left.num_rows if part.level == "item" else 0
         if left.num_rows == rows.num_rows:
@@ -246,46 +263,11 @@ def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
     return set() if theirs is None else set(plan.units["item_id"].filter(theirs).to_pylist())
 
 
-def write_part(lake: Lake, root: str, stem: str, rows: pa.Table, level: str) -> Part:
-    """Write rows as a part file with page checksums, read it back, and say what it is."""
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, write_page_checksum=True, **_encoding(rows.schema))
-    data, path = buffer.getvalue(), f"{root}/{stem}.parquet"
-    if not lake.store.put_if_absent(path, data) and lake.store.get(path) != data:
-        raise EnvironmentFailure(f"{path} is there already with other bytes")
-    found = sha256_bytes(lake.store.get(path))
-    if found != sha256_bytes(data):
-        raise EnvironmentFailure(f"{path} reads back other bytes than were written; check the disk")
-    return Part(f"{stem}.parquet", len(data), found, rows.num_rows, level)
-
-
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Dictionaries where values repeat, strong compression where it gains: on ids, digests and numbers, trying took as long
-    as all the rest.
-    """
-    words = [f.name for f in schema if pa.types.is_string(f.type) and f.name not in ("item_id", "input_digest")]
-    leaves = [leaf for f in schema for leaf in _leaves(f.name, f.type)]
-    codecs = {path: "snappy" if pa.types.is_floating(kind) else "zstd" for path, kind in leaves}
-    return {"use_dictionary": words, "compression": codecs}
-
-
-def _leaves(path: str, kind: pa.DataType) -> list[tuple[str, pa.DataType]]:
-    """The columns that Parquet makes of a field: path and type of each."""
-    if pa.types.is_list(kind):
-        return _leaves(f"{path}.list.element", kind.value_type)
-    if pa.types.is_struct(kind):
-        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
-    return [(path, kind)]
-
-
-def _read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> pa.Table:
-    data = lake.store.get(f"{root}/{part.path}")
-    if sha256_bytes(data) != part.sha256:
-        raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone")
-    try:
-        return pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone") from error
+def _is_committed(lake: Lake, plan: Plan, number: int) -> bool:
+    """Whether the table has a wave."""
+    table = delta.open_table(lake, lake.predictions(plan.output))
+    last = None if table is None else table.transaction_version(plan.run_id)
+    return last is not None and last >= number
 
 
 def is_published(lake: Lake, plan: Plan) -> bool:
@@ -294,7 +276,7 @@ def is_published(lake: Lake, plan: Plan) -> bool:
     return table is not None and table.transaction_version(plan.run_id) is not None
 
 
-def _verify(lake: Lake, plan: Plan, results: Sequence[Receipt], dropped: int, *, already: bool) -> Committed:
+def _verify(lake: Lake, plan: Plan, maps: Sequence[integrity.FileRecord], dropped: int, *, already: bool) -> Committed:
     """Reopen the table and hold it to what was fixed for each wave; then record what was written."""
     table = delta.open_table(lake, lake.predictions(plan.output))
     root = lake.predictions(plan.output)
@@ -313,7 +295,6 @@ def _verify(lake: Lake, plan: Plan, results: Sequence[Receipt], dropped: int, *,
         )
     parts = [part for fixed in published.values() for part in fixed]
     files = [integrity.FileRecord(f"{root}/{p.path}", p.bytes, p.sha256) for p in parts]
-    maps = [integrity.FileRecord(**file) for receipt in results for file in receipt.files]
-    integrity.record(lake, files + maps, plan.run_id, once=True)
+    integrity.record(lake, [*files, *maps], plan.run_id, once=True)
     rows = sum(part.rows for part in parts if part.level == "item")
     return Committed(table.version(), len(parts), rows, dropped, already)

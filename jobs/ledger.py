@@ -3,22 +3,27 @@
 import threading
 import uuid
 from collections import deque
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ..lake.errors import EnvironmentFailure
+from ..lake.errors import EnvironmentFailure, LakeError
 from ..lake.layout import Lake
 from . import receipts
 from .plan import Plan
-from .receipts import Receipt
+from .receipts import Receipt, Results
 
 RETURNS = 5
 """How often a shard may come back for reasons of the environment before the run stops."""
 PAUSE = 0.5
 """Seconds to wait after the environment failed once; doubled each time."""
+WAITING, OUT, DONE, SPLIT = range(4)
+"""What a shard is: with no worker, with one or two, with its rows in storage, replaced by its children."""
 
 
 @dataclass(frozen=True)
@@ -27,45 +32,84 @@ class Shard:
 
     shard: str
     units: pa.Table
-    """Rows of the plan: a table travels and is cut without an object per value."""
+    """Rows of the plan, as they lie there."""
     session: str
+    """Tells the attempts of this driver from those of others, and those of a copy from those of the first."""
     in_process: bool
     alone: bool = False
     """Whether its worker does nothing else meanwhile, because one died that had it: if it dies again, it is known of what."""
+    copy: bool = False
+    """Whether another worker has it too, and is late with it."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Its units as dictionaries."""
         return list(self.units.to_pylist())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow's own format: pickled, a table took ten times as long, and travelled with all that it was cut from.
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.units.schema) as stream:
+            stream.write_table(self.units)
+        return _unpacked, (sink.getvalue().to_pybytes(), {**self.__dict__, "units": None})
+
+
+def _unpacked(units: bytes, fields: dict[str, Any]) -> Shard:
+    return Shard(**{**fields, "units": pa.ipc.open_stream(units).read_all()})
+
 
 class Ledger:
-    """Hands out the shards of a run, each until it has a receipt."""
+    """Hands out the shards of a run, each until it has a receipt.
+
+    It keeps some 20 bytes per shard: units of a shard lie together in the plan, and receipts stay in storage.
+    """
 
     def __init__(self, lake: Lake, plan: Plan, *, in_process: bool) -> None:
         self.lake, self.plan, self.in_process = lake, plan, in_process
         self.session = uuid.uuid4().hex
-        """Tells the attempts of this driver from those of others."""
         self.limit = int(plan.job["resources"]["attempts"])
+        self.scored = self.failed = 0
+        """Units that are in a receipt."""
+        self.seconds: dict[str, float] = {}
+        """Time of the stages, over all receipts."""
         self._lock = threading.RLock()  # in one process, one thread takes what another receives
-        self._units: dict[str, list[int]] = {}
-        for number, shard in enumerate(plan.units["shard"].to_pylist()):
-            self._units.setdefault(shard, []).append(number)
-        self.done: dict[str, Receipt] = {}
-        for receipt in receipts.read_all(lake, plan.run_id).values():
-            self._close(receipt)
-        self._deaths = receipts.deaths(lake, plan.run_id, self.session)
+        self._names, self._ends = _shards(plan)
+        self._states = bytearray(len(self._names))
+        self._children: dict[str, tuple[int, int]] = {}
+        """Of a shard that came of a split: from which unit to which."""
+        self._child_states: dict[str, int] = {}
+        self._open = len(self._names)
+        late = []  # children, which count once their parents are known
+        for receipt in receipts.read_all(lake, plan.run_id):
+            if "-" in receipt.shard:
+                late.append(receipt)
+            else:
+                self._close(receipt)
+        for receipt in sorted(late, key=lambda r: len(r.shard)):
+            if receipt.shard in self._children:
+                self._close(receipt)
+        self._deaths = receipts.deaths(lake, plan.run_id, self.session, self.is_done)
         """Of each shard that a worker died of, or with: how often it was alone."""
-        open_shards = [shard for shard in sorted(self._units) if shard not in self.done]
-        self._waiting = deque(shard for shard in open_shards if not self._suspect(shard))
-        self._suspects = deque(shard for shard in open_shards if self._suspect(shard))
+        suspects = {s for s in self._deaths if not self.is_done(s)} | {s for s in self._children if not self.is_done(s)}
+        self._suspects = deque(sorted(suspects))
+        self._next, self._fresh = 0, self._states.count(WAITING) - sum("-" not in s for s in suspects)
+        """The shard from which on none was handed out, and how many of those are to be."""
+        self._back: deque[str] = deque()
+        self._holders: dict[str, int] = {}
+        """How many workers have a shard."""
+        self._copied: set[str] = set()
         self._alone: set[str] = set()
         self._returns: dict[str, int] = {}
 
     @property
     def waiting(self) -> int:
         """Shards that are with no worker."""
-        return len(self._waiting) + len(self._suspects)
+        return self._fresh + len(self._back) + len(self._suspects)
+
+    @property
+    def open(self) -> int:
+        """Shards without a receipt."""
+        return self._open
 
     @property
     def pause(self) -> float:
@@ -76,12 +120,21 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether every shard, or its children, has a receipt."""
-        return all(shard in self.done for shard in self._units)
+        return self._open == 0
 
     @property
     def units_done(self) -> int:
         """Units that are in a receipt."""
-        return sum(r.scored + r.failed for r in self.done.values())
+        return self.scored + self.failed
+
+    def is_done(self, shard: str) -> bool:
+        """Whether a shard has a receipt."""
+        return self._state(shard) in (DONE, SPLIT)
+
+    def results(self) -> Results:
+        """The receipts that hold rows, in the order of the shards."""
+        names = self._names if not self._children else pa.array(self._with_rows(), pa.string())
+        return Results(self.lake, self.plan.run_id, names)
 
     def take(self, *, idle: bool = False) -> Shard | None:
         """The next shard to hand out; None where all are done or with a worker.
@@ -89,89 +142,173 @@ class Ledger:
         What a worker died of or with comes last, and to an `idle` one, which must take no other until it is done.
         """
         with self._lock:
-            while self._waiting:
-                shard = self._waiting.popleft()
-                if shard not in self.done:
-                    return self._shard(shard)
+            while (shard := self._unsuspected()) is not None:
+                if self._state(shard) == WAITING:
+                    return self._hand(shard)
             while idle and self._suspects:
                 shard = self._suspects.popleft()
-                deaths, single = self._deaths.get(shard, 0), len(self._units[shard]) == 1
-                if shard in self.done:
+                if self._state(shard) != WAITING:
                     continue
+                start, stop = self._span(shard)
+                deaths, single = self._deaths.get(shard, 0), stop - start == 1
                 if not single and deaths >= (1 if "-" in shard else self.limit):
                     self._split(shard)
                     continue
                 self._alone.add(shard)
                 refused = f"its worker died {deaths} times on it alone; try it with --workers 0 --only"
-                return self._shard(shard, alone=True, refused=refused if single and deaths >= self.limit else None)
+                return self._hand(shard, alone=True, refused=refused if single and deaths >= self.limit else None)
             return None
 
-    def _shard(self, shard: str, *, alone: bool = False, refused: str | None = None) -> Shard:
-        units = self.plan.units.take(pa.array(self._units[shard])).combine_chunks()
-        if refused is not None:
-            for name, value in (("refused_code", "worker_died"), ("refused", refused)):
-                units = units.set_column(units.schema.get_field_index(name), name, pa.array([value], pa.string()))
-        return Shard(shard, units, self.session, self.in_process, alone)
+    def copy(self, shard: str) -> Shard | None:
+        """A shard that a worker is late with, for another worker too: the first receipt counts.
 
-    def _suspect(self, shard: str) -> bool:
-        return shard in self._deaths or "-" in shard
-
-    def _put_back(self, shard: str) -> None:
-        (self._suspects if self._suspect(shard) else self._waiting).append(shard)
-
-    def receive(self, receipt: Receipt) -> None:
-        """A shard is done."""
+        None where it is done, was copied before, or is suspect: that a worker died with it is reason not to risk another.
+        """
         with self._lock:
-            self._close(receipt)
+            if self._state(shard) != OUT or shard in self._copied or self._suspect(shard):
+                return None
+            self._copied.add(shard)
+            return self._hand(shard, copy=True)
 
-    def died(self, handed: list[str]) -> int:
-        """A worker died that had been handed these shards: those that it had begun are suspect, all go back.
+    def receive(self, receipt: Receipt) -> bool:
+        """A shard is done. Whether that is news: of two workers that had it, the second is told the first's receipt."""
+        with self._lock:
+            self._holders.pop(receipt.shard, None)
+            return self._close(receipt)
+
+    def died(self, handed: Collection[str], copies: Collection[str] = ()) -> int:
+        """A worker died that had been handed these shards, some as copies: those that it had begun are suspect, all go back.
 
         Returns how many it had begun, or done after all; 0: it died of something else.
         """
         moved = 0
-        stored = receipts.read_all(self.lake, self.plan.run_id)
-        for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
-            if shard in handed and shard not in stored:
+        for shard in handed:
+            if self._is_stored(shard):
+                moved += 1
+                continue
+            for number in receipts.open_attempts(self.lake, self.plan.run_id, shard, self._session(shard in copies)):
                 receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "died")
                 self._deaths[shard] = self._deaths.get(shard, 0) + (shard in self._alone)
                 moved += 1
-        for shard in handed:
-            if shard in stored:
-                self._close(stored[shard])
-                moved += 1
-            else:
-                self._put_back(shard)
+            self._put_back(shard)
         return moved
 
     def give_up(self) -> None:
         """This driver ends: what it had begun and not finished is not held against any shard."""
-        for shard, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
-            if shard not in self.done:
-                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
+        for shard in list(self._holders):
+            self._close_attempts(shard, self.session)
 
-    def returned(self, shard: str, reason: str) -> None:
+    def returned(self, shard: str, reason: str, *, copy: bool = False) -> None:
         """The environment failed under a shard: it goes back, and if that lasts, the run stops with the reason."""
-        for begun, number in receipts.open_attempts(self.lake, self.plan.run_id, self.session):
-            if begun == shard:
-                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
-        with suppress(FileNotFoundError):  # its receipt may be there, and only the word of it was lost
-            self.receive(receipts.read_one(self.lake, self.plan.run_id, shard))
+        self._close_attempts(shard, self._session(copy))
+        if self._is_stored(shard):  # done by another, or here, and only the word of it was lost
             return
         self._returns[shard] = self._returns.get(shard, 0) + 1
         if self._returns[shard] >= RETURNS:
             raise EnvironmentFailure(f"shard {shard} came back {RETURNS} times: {reason}; mend that, then run again")
         self._put_back(shard)
 
+    def _unsuspected(self) -> str | None:
+        """The next shard that no worker died with: those that were never handed out, then those that came back."""
+        while self._fresh and self._next < len(self._states):
+            number, self._next = self._next, self._next + 1
+            shard = self._names[number].as_py()
+            if self._states[number] == WAITING and not self._suspect(shard):
+                self._fresh -= 1
+                return shard
+        return self._back.popleft() if self._back else None
+
+    def _hand(self, shard: str, *, alone: bool = False, copy: bool = False, refused: str | None = None) -> Shard:
+        start, stop = self._span(shard)
+        units = self.plan.units.slice(start, stop - start).combine_chunks()
+        if refused is not None:
+            for name, value in (("refused_code", "worker_died"), ("refused", refused)):
+                units = units.set_column(units.schema.get_field_index(name), name, pa.array([value], pa.string()))
+        self._set(shard, OUT)
+        self._holders[shard] = self._holders.get(shard, 0) + 1
+        return Shard(shard, units, self._session(copy), self.in_process, alone, copy)
+
+    def _session(self, copy: bool) -> str:
+        return f"{self.session}/copy" if copy else self.session
+
+    def _suspect(self, shard: str) -> bool:
+        return shard in self._deaths or "-" in shard
+
+    def _put_back(self, shard: str) -> None:
+        """A worker has a shard no more; if it was the last that had it, it waits."""
+        left = self._holders.pop(shard, 1) - 1
+        if left:
+            self._holders[shard] = left
+        elif self._state(shard) == OUT:
+            self._set(shard, WAITING)
+            (self._suspects if self._suspect(shard) else self._back).append(shard)
+
+    def _is_stored(self, shard: str) -> bool:
+        """Whether a shard has its receipt in storage; then it is done here too."""
+        if not self.is_done(shard):
+            with suppress(FileNotFoundError):
+                self.receive(receipts.read_one(self.lake, self.plan.run_id, shard))
+        return self.is_done(shard)
+
+    def _close_attempts(self, shard: str, session: str) -> None:
+        for number in receipts.open_attempts(self.lake, self.plan.run_id, shard, session):
+            receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
+
     def _split(self, shard: str) -> None:
-        units = self._units[shard]
-        half = len(units) // 2
-        children = {f"{shard}-0": units[:half], f"{shard}-1": units[half:]}
+        start, stop = self._span(shard)
+        half = (start + stop) // 2
+        children = {f"{shard}-0": list(range(start, half)), f"{shard}-1": list(range(half, stop))}
         kept = receipts.put(self.lake, Receipt(self.plan.run_id, shard, 0, children=children))
         self._close(kept)
         self._suspects.extendleft(sorted(kept.children or (), reverse=True))
 
-    def _close(self, receipt: Receipt) -> None:
-        self.done[receipt.shard] = receipt
+    def _close(self, receipt: Receipt) -> bool:
+        if self.is_done(receipt.shard):
+            return False
+        self._set(receipt.shard, DONE if receipt.children is None else SPLIT)
+        self._open -= 1
+        self.scored, self.failed = self.scored + receipt.scored, self.failed + receipt.failed
+        for stage, value in (receipt.seconds or {}).items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
         for child, units in (receipt.children or {}).items():
-            self._units.setdefault(child, list(units))
+            self._children[child] = (units[0], units[-1] + 1)
+            self._child_states[child] = WAITING
+            self._open += 1
+        return True
+
+    def _with_rows(self) -> Iterator[str]:
+        for number, state in enumerate(self._states):
+            name = self._names[number].as_py()
+            yield from [name] if state == DONE else self._leaves(name)
+
+    def _leaves(self, shard: str) -> list[str]:
+        halves = [child for child in (f"{shard}-0", f"{shard}-1") if child in self._children]
+        return [leaf for child in halves for leaf in self._leaves(child)] if halves else [shard]
+
+    def _span(self, shard: str) -> tuple[int, int]:
+        """From which unit to which."""
+        if "-" in shard:
+            return self._children[shard]
+        number = int(shard)
+        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
+
+    def _state(self, shard: str) -> int:
+        return self._child_states.get(shard, WAITING) if "-" in shard else self._states[int(shard)]
+
+    def _set(self, shard: str, state: int) -> None:
+        if "-" in shard:
+            self._child_states[shard] = state
+        else:
+            self._states[int(shard)] = state
+
+
+def _shards(plan: Plan) -> tuple[pa.StringArray, np.ndarray]:
+    """Names of a plan's shards, and where the units of each end. Raises LakeError where they are out of order."""
+    column = plan.units["shard"].combine_chunks()
+    runs = pc.run_end_encode(column, run_end_type=pa.int64())
+    names, ends = runs.values, runs.run_ends.to_numpy()
+    if not names.cast(pa.int64()).equals(pa.array(np.arange(len(names)))):
+        raise LakeError(
+            f"the plan of run {plan.run_id[:8]} is not in the order of its shards; give the run up: --replan"
+        )
+    return names, ends

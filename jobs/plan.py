@@ -101,10 +101,15 @@ class Plan:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, units: bool = True) -> "Plan":
-        """Read a plan back, or all but its units, which are not decoded then."""
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        header = json.loads(file.schema_arrow.metadata[b"diastole"])
-        table = file.read().replace_schema_metadata() if units else UNITS.empty_table()
+        """Read a plan back."""
+        return cls.from_file(pa.BufferReader(data), units=units)
+
+    @classmethod
+    def from_file(cls, file: Any, *, units: bool = True) -> "Plan":
+        """Read a plan back from a file, or all but its units: then only the file's end is read."""
+        found = pq.ParquetFile(file, page_checksum_verification=True)
+        header = json.loads(found.schema_arrow.metadata[b"diastole"])
+        table = found.read().replace_schema_metadata() if units else UNITS.empty_table()
         return cls(**{"runtime": {}, **header}, units=table)
 
 

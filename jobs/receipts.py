@@ -1,12 +1,25 @@
 """Receipts: the facts in storage that say which shards are done, and the attempts that say who is to blame."""
 
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import count, islice
+from typing import Any, overload
+
+import pyarrow as pa
 
 from ..lake.errors import CommitError
 from ..lake.layout import Lake
+
+READERS = 16
+"""Threads that read receipts."""
+CHUNK = 32
+"""Receipts that a thread reads in one go: a task of its own for each took longer than reading it from a disk."""
+OUTCOMES = ("died", "returned")
+"""How an attempt without a receipt ends."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +77,62 @@ def put(lake: Lake, receipt: Receipt) -> Receipt:
 
 
 def read_one(lake: Lake, run_id: str, shard: str) -> Receipt:
-    """The receipt of a shard, from storage. Raises FileNotFoundError."""
+    """The receipt of a shard, from storage. Raises FileNotFoundError, and CommitError where it is not one."""
     path = f"{lake.run(run_id)}/receipts/{shard}.json"
-    return Receipt.from_bytes(lake.store.get(path), path)
+    receipt = Receipt.from_bytes(lake.store.get(path), path)
+    if (receipt.run_id, receipt.shard) != (run_id, shard):
+        raise CommitError(f"{path} belongs to another run or shard; delete it and run again")
+    return receipt
 
 
-def read_all(lake: Lake, run_id: str) -> dict[str, Receipt]:
-    """All receipts of a run by shard, from storage."""
-    found = {}
-    for path, _ in lake.store.list(f"{lake.run(run_id)}/receipts"):
-        receipt = Receipt.from_bytes(lake.store.get(path), path)
-        if receipt.run_id != run_id or f"{receipt.shard}.json" != path.rsplit("/", 1)[1]:
-            raise CommitError(f"{path} belongs to another run or shard; delete it and run again")
-        found[receipt.shard] = receipt
-    return found
+def read_all(lake: Lake, run_id: str) -> Iterator[Receipt]:
+    """All receipts of a run, from storage, in no order."""
+    names = (name.removesuffix(".json") for name in lake.store.names(f"{lake.run(run_id)}/receipts"))
+    return _in_threads(partial(read_one, lake, run_id), names)
+
+
+class Results(Sequence[Receipt]):
+    """The receipts that hold the rows of a run, in order. They stay in storage, and are read each time they are asked for.
+
+    Raises CommitError where one is gone or damaged.
+    """
+
+    def __init__(self, lake: Lake, run_id: str, shards: pa.StringArray) -> None:
+        self._lake, self._run_id, self._shards = lake, run_id, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, index: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Results": ...
+    def __getitem__(self, index: int | slice) -> "Receipt | Results":
+        if isinstance(index, slice):
+            return Results(self._lake, self._run_id, self._shards[index])
+        return self._read(self._shards[index].as_py())
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return _in_threads(self._read, (shard.as_py() for shard in self._shards))
+
+    def _read(self, shard: str) -> Receipt:
+        try:
+            return read_one(self._lake, self._run_id, shard)
+        except FileNotFoundError:
+            raise CommitError(f"the receipt of shard {shard} is gone; run again: its shard is redone") from None
+
+
+def _in_threads(read: Callable[[str], Receipt], names: Iterable[str]) -> Iterator[Receipt]:
+    """Read by name, in the order of the names, some at a time: an object store answers many in the time of one."""
+    left = iter(names)
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[list[Receipt]]] = deque()
+        while True:
+            while len(ahead) < 2 * READERS and (chunk := list(islice(left, CHUNK))):
+                ahead.append(pool.submit(lambda some: [read(name) for name in some], chunk))
+            if not ahead:
+                return
+            yield from ahead.popleft().result()
 
 
 def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, session: str, alone: bool) -> int:
@@ -94,41 +149,40 @@ def close_attempt(lake: Lake, run_id: str, shard: str, number: int, outcome: str
     lake.store.put_if_absent(f"{_folder(lake, run_id)}/{shard}.{number}.{outcome}", b"")
 
 
-def deaths(lake: Lake, run_id: str, session: str) -> dict[str, int]:
+def deaths(lake: Lake, run_id: str, session: str, is_done: Callable[[str], bool] | None = None) -> dict[str, int]:
     """The shards that a worker had begun as it died, and how often it had nothing else: only then is it known of what.
 
     A death is one that a driver saw; where worker and driver were one process, an earlier session's attempt without
-    an end is one too.
+    an end is one too. What is done is not looked into.
     """
-    notes: dict[tuple[str, int], str] = {}
-    for path, _ in lake.store.list(_folder(lake, run_id)):
-        shard, number, *outcome = _parse(path)
-        key = (shard, int(number))
-        notes[key] = outcome[0] if outcome else notes.get(key, "open")
+    outcomes: dict[tuple[str, str], str] = {}
+    for name in lake.store.names(_folder(lake, run_id)):
+        shard, number, *outcome = name.split(".")  # 00003-0.2.died: shard 00003-0, attempt 2, died
+        if is_done is None or not is_done(shard):
+            outcomes[shard, number] = outcome[0] if outcome else outcomes.get((shard, number), "open")
     counted: dict[str, int] = {}
-    for (shard, attempt), outcome_of in notes.items():
-        note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{attempt}"))
-        if outcome_of == "died" or (outcome_of == "open" and note["in_process"] and note["session"] != session):
+    for (shard, number), outcome_of in sorted(outcomes.items()):
+        if outcome_of == "returned":
+            continue
+        note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{number}"))
+        if outcome_of == "died" or (note["in_process"] and note["session"] != session):
             counted[shard] = counted.get(shard, 0) + note["alone"]
     return counted
 
 
-def open_attempts(lake: Lake, run_id: str, session: str) -> list[tuple[str, int]]:
-    """(shard, attempt) of this session that were begun and have no end yet."""
-    parsed = [_parse(path) for path, _ in lake.store.list(_folder(lake, run_id))]
-    ended = {(p[0], int(p[1])) for p in parsed if len(p) == 3}
-    found = []
-    for shard, number in [(p[0], int(p[1])) for p in parsed if len(p) == 2]:
+def open_attempts(lake: Lake, run_id: str, shard: str, session: str) -> list[int]:
+    """Attempts at a shard that this session has begun and that have no end yet."""
+    found: list[int] = []
+    for number in count(1):
         path = f"{_folder(lake, run_id)}/{shard}.{number}"
-        if (shard, number) not in ended and json.loads(lake.store.get(path))["session"] == session:
-            found.append((shard, number))
+        try:
+            note = json.loads(lake.store.get(path))
+        except FileNotFoundError:
+            return found
+        if note["session"] == session and all(lake.store.size(f"{path}.{outcome}") is None for outcome in OUTCOMES):
+            found.append(number)
     return found
 
 
 def _folder(lake: Lake, run_id: str) -> str:
     return f"{lake.run(run_id)}/attempts"
-
-
-def _parse(path: str) -> list[str]:
-    """`00003-0.2.died` → shard 00003-0, attempt 2, died."""
-    return path.rsplit("/", 1)[1].split(".")

@@ -33,7 +33,8 @@ def start(lake: Lake, plan: Plan) -> None:
 def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
     """The plan of a run, or all but its units. Raises LakeError where there is no such run."""
     try:
-        return Plan.from_bytes(lake.store.get(f"{lake.run(run_id)}/plan.parquet"), units=units)
+        with lake.store.open(f"{lake.run(run_id)}/plan.parquet") as file:
+            return Plan.from_file(file, units=units)
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
 

@@ -1,20 +1,23 @@
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import made
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from diastole.cluster import driver, local
 from diastole.jobs import commit as commits
-from diastole.jobs import receipts, runs
+from diastole.jobs import merge, receipts, runs
 from diastole.jobs.ledger import Ledger
-from diastole.lake import delta, predictions
+from diastole.lake import delta, integrity, predictions
 from diastole.lake.errors import CommitError
 
 
@@ -264,6 +267,126 @@ def test_a_second_driver_waits_while_the_first_is_alive(cohort, tmp_path):
         paused.kill()
         paused.wait()
     assert made.run(cohort).scored == 40  # it is dead now, and nobody need wait for its lease
+
+
+def merged(lake):
+    paths = [Path(uri) for uri in delta.open_table(lake, "predictions/o").file_uris()]
+    return [path for path in paths if "-wave" in path.name]
+
+
+def orphans(lake):
+    there = {Path(uri) for uri in delta.open_table(lake, "predictions/o").file_uris()}
+    return set(lake.store.path("predictions/o").rglob("*.parquet")) - there
+
+
+def test_a_few_small_parts_stay_and_many_are_published_as_one_file_per_level(cohort, monkeypatch):
+    scored = Scored(cohort)
+    parts = [receipt.parts[0] for receipt in scored.ledger().results()]
+    monkeypatch.setattr(merge, "FEW", len(parts) - 1)
+    done = scored.commit()
+    [file] = merged(cohort)
+    assert (done.rows, done.parts) == (40, 1)
+    assert len(orphans(cohort)) == len(parts)
+    made.assert_each_once(cohort, 40)
+    rows = pa.concat_tables([pq.read_table(scored.lake.store.path(f"predictions/o/{p.path}")) for p in parts])
+    assert pq.ParquetFile(file).read().equals(rows.select(pq.read_schema(file).names))
+    assert integrity.check(cohort, deep=True) == []
+    assert file.name in {Path(row["path"]).name for row in integrity.read(cohort).to_pylist()}
+    assert scored.commit().already
+
+
+def test_few_parts_are_not_merged(cohort, monkeypatch):
+    scored = Scored(cohort)
+    monkeypatch.setattr(merge, "FEW", len(scored.plan.shards))
+    assert scored.commit().parts == len(scored.plan.shards)
+    assert merged(cohort) == []
+    assert orphans(cohort) == set()
+
+
+def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_is(cohort, monkeypatch):
+    scored = Scored(cohort)
+    sizes = sorted(receipt.parts[0].bytes for receipt in scored.ledger().results())
+    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "SMALL", sizes[-1])  # at least one is as large
+    monkeypatch.setattr(merge, "LARGE", 1)
+    monkeypatch.setattr(merge, "ROWS", 10)
+    monkeypatch.setattr(merge, "JOINED", 1)
+    done = scored.commit()
+    assert done.parts > len(merged(cohort)) > 1
+    assert done.rows == 40
+    made.assert_each_once(cohort, 40)
+
+
+def test_a_merged_file_is_read_with_its_page_checksums(cohort, monkeypatch):
+    monkeypatch.setattr(merge, "FEW", 1)
+    scored = Scored(cohort)
+    scored.commit()
+    [file] = merged(cohort)
+    whole = file.read_bytes()
+    found = 0
+    for at in range(100, len(whole) // 2, max(1, len(whole) // 100)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with contextlib.suppress(OSError, pa.ArrowInvalid):
+            if pq.read_table(file, page_checksum_verification=True).num_rows:
+                continue
+        found += 1
+    file.write_bytes(whole)
+    assert found > 40
+    assert integrity.check(cohort, deep=True) == []
+
+
+def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_once(lake, tmp_path, monkeypatch):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=40, high=80))
+    made.residues(lake)
+    file = made.job_file(tmp_path)
+    code = "from diastole.jobs import merge; merge.FEW = 2; from diastole.cluster.cli import main; main()"
+    env = {**os.environ, "DIASTOLE_LAKE": lake.store.root, "DIASTOLE_CRASH": f"after-merge:{tmp_path / 'flag'}"}
+    line = [sys.executable, "-c", code, "run", file, "--json"]
+    killed = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert made.table(lake) == []
+    assert len(list(lake.store.list(f"runs/{runs.list_runs(lake)[0]}/receipts"))) > 2
+    [left] = lake.store.path("predictions/o").rglob("*-wave*.parquet")
+    monkeypatch.setattr(merge, "FEW", 2)
+    assert made.run(lake).resumed
+    made.assert_each_once(lake, 240)
+    assert merged(lake) == [left]
+    assert integrity.check(lake, deep=True) == []
+
+
+def test_a_shard_that_is_redone_after_the_merge_is_published_and_the_old_merge_is_not(cohort, monkeypatch):
+    monkeypatch.setattr(merge, "FEW", 2)
+    scored = Scored(cohort)
+    with monkeypatch.context() as patch:
+        patch.setattr(commits.crash, "point", interrupted_at("before-commit"))
+        with pytest.raises(KeyboardInterrupt):
+            scored.commit()
+    [first] = cohort.store.path("predictions/o").rglob("*-wave*.parquet")
+    cohort.store.delete(f"runs/{scored.plan.run_id}/receipts/00000.json")
+    assert made.run(cohort).scored == 40
+    made.assert_each_once(cohort, 40)
+    [file] = merged(cohort)
+    assert file != first
+
+
+def interrupted_at(name):
+    def point(here):
+        if here == name:
+            raise KeyboardInterrupt
+
+    return point
+
+
+def test_what_others_published_is_taken_out_of_a_merged_file_too(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "FEW", 2)
+    early = Scored(cohort, name="early")
+    made.add_proteins(cohort, tmp_path / "more", made.proteins(10, seed=9), prefix="q")
+    late = Scored(cohort, name="late")
+    assert early.commit().dropped == 0
+    done = late.commit()
+    assert (done.dropped, done.rows) == (40, 10)
+    made.assert_each_once(cohort, 50)
+    assert late.commit().already
 
 
 def stopped(pid):

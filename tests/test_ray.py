@@ -152,6 +152,33 @@ def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     made.assert_each_once(lake, 40)
 
 
+def test_a_run_does_not_wait_for_a_worker_that_has_stopped_and_leaves_none_behind(cohort, tmp_path, short):
+    made.residues(cohort, batch=2**16)
+    flag = tmp_path / "flag"
+    line, env = made.command(cohort, "run", made.job_file(tmp_path, resources={"workers": 2}), "--json")
+    env |= {"DIASTOLE_CRASH": f"pause@mid-shard:{flag}", "DIASTOLE_LATE_SECONDS": "0.5", "TMPDIR": short}
+    driver = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    family: list[psutil.Process] = []
+    try:
+        wait_for(flag.exists)
+        family = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
+        wait_for(lambda: psutil.STATUS_STOPPED in [process.status() for process in family])
+        out, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+        _, left = psutil.wait_procs(family, timeout=20)
+        for process in left:
+            process.kill()
+    assert driver.returncode == 0, err
+    assert (json.loads(out)["scored"], json.loads(out)["failed"]) == (120, 0)
+    made.assert_each_once(cohort, 120)
+    assert not left, [(process.name(), process.status()) for process in left]
+    # The stopped one has begun a shard that another did too; neither is held against it.
+    [run] = runs.list_runs(cohort)
+    assert len(list(cohort.store.list(f"runs/{run}/attempts"))) > len(list(cohort.store.list(f"runs/{run}/receipts")))
+    assert not list(cohort.store.local.glob("runs/*/attempts/*.died"))
+
+
 def wait_for(condition, seconds=90.0):
     end = time.monotonic() + seconds
     while not condition():

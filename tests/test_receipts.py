@@ -1,6 +1,10 @@
 """Who is to blame for a death, told from what is in storage."""
 
+import dataclasses
+import pickle
+
 import made
+import pyarrow as pa
 import pytest
 
 from diastole.cluster.driver import Choice, plan_job
@@ -40,7 +44,7 @@ def test_the_first_receipt_of_a_shard_counts(lake, plan):
 def test_what_is_no_receipt_is_told_with_what_to_do(lake, plan):
     lake.store.put(f"runs/{plan.run_id}/receipts/00000.json", b"{}")
     with pytest.raises(CommitError, match="delete it and run again"):
-        receipts.read_all(lake, plan.run_id)
+        list(receipts.read_all(lake, plan.run_id))
 
 
 def test_a_shard_that_was_only_handed_out_is_not_suspect(lake, plan):
@@ -72,7 +76,7 @@ def test_a_shard_is_split_only_after_it_killed_alone_and_ends_at_one_item(lake, 
             refused = [unit["item_id"] for unit in shard.rows if unit["refused_code"] == "worker_died"]
             assert refused in ([], [poisoned])
             finish(lake, plan, ledger, shard)
-    done = [r for r in receipts.read_all(lake, plan.run_id).values() if r.children is None]
+    done = [r for r in receipts.read_all(lake, plan.run_id) if r.children is None]
     assert sum(r.scored for r in done) == 32
     again = Ledger(lake, plan, in_process=False)
     assert again.finished  # also told from storage alone
@@ -105,4 +109,17 @@ def test_a_shard_that_comes_back_with_its_receipt_in_storage_is_done(lake, plan)
     shard = ledger.take()
     receipts.put(lake, Receipt(plan.run_id, shard.shard, 1, scored=2))
     ledger.returned(shard.shard, "the word of it was lost")
-    assert shard.shard in ledger.done
+    assert ledger.is_done(shard.shard)
+
+
+def test_a_shard_travels_with_its_own_units_only_and_a_worker_reads_a_plan_without_any(lake, plan):
+    shard = Ledger(lake, plan, in_process=False).take()
+    there = pickle.loads(pickle.dumps(shard))
+    assert there.units.equals(shard.units)
+    assert there.session == shard.session
+    many = pa.concat_tables([plan.units] * 100).combine_chunks()
+    cut = dataclasses.replace(shard, units=many.slice(50, shard.units.num_rows))
+    assert len(pickle.dumps(cut)) < 2 * len(pickle.dumps(shard))
+    header = runs.read_plan(lake, plan.run_id, units=False)
+    assert header == plan
+    assert header.units.num_rows == 0

@@ -120,3 +120,19 @@ def test_a_write_that_fails_is_the_environments_and_leaves_nothing(tmp_path, mon
         store.put("a", b"new")
     assert store.get("a") == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_a_part_of_a_file_can_be_read_and_names_are_those_of_one_folder(tmp_path, where):
+    store = Store(str(tmp_path) if where == "folder" else "memory://")
+    store.put("runs/a/b", bytes(range(256)))
+    store.put("runs/a/c/d", b"deeper")
+    store.put("runs/ab", b"beside")
+    with store.open("runs/a/b") as file:
+        file.seek(-6, 2)
+        assert file.tell() == 250
+        assert file.read() == bytes(range(250, 256))
+    assert list(store.names("runs/a")) == ["b"]
+    assert list(store.names("nothing")) == []
+    with pytest.raises(FileNotFoundError), store.open("runs/none") as file:
+        file.read()

@@ -28,6 +28,9 @@ class Aside(Store):
     def get(self, relative: str) -> bytes:
         return self._at(relative).get(relative)
 
+    def open(self, relative: str) -> Any:
+        return self._at(relative).open(relative)
+
     def size(self, relative: str) -> int | None:
         return self._at(relative).size(relative)
 
@@ -43,13 +46,15 @@ class Aside(Store):
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         return self._at(prefix).list(prefix)
 
+    def names(self, prefix: str) -> Iterator[str]:
+        return self._at(prefix).names(prefix)
+
     def folders(self, prefix: str) -> Iterator[str]:
         return self._at(prefix).folders(prefix)
 
     def sync(self, *prefixes: str) -> None:
         for prefix in prefixes:
-            self._to(prefix)
-        self._folder.sync(*prefixes)
+            self._to(prefix).sync(prefix)
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         return (self._at if read_only else self._to)(relative).zarr(relative, read_only=read_only)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..jobs import receipts
-from ..jobs.commit import write_part
 from ..jobs.ledger import Shard
+from ..jobs.parts import write_part
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..jobs.task import DenseMap, Result, Task

@@ -121,6 +121,11 @@ def _full_precision() -> None:
     torch.backends.cudnn.allow_tf32 = False  # raises that the two ways were mixed
 
 
+def gpu_name() -> str:
+    """Of the GPU that is used."""
+    return torch.cuda.get_device_name()
+
+
 def choose_device(wanted: str) -> str:
     """`cuda` where there is one and it is not refused, else `cpu`. Raises ModelError where a wanted one is missing."""
     if wanted == "cuda" and not torch.cuda.is_available():

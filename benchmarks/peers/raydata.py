@@ -1,0 +1,44 @@
+"""Ray Data: read_parquet → map_batches with an actor class → write_parquet.
+
+Settings: `actors`, `batch` (a number of rows, or "auto"), its `format` (default, which is numpy, or pyarrow), `blocks` (override_num_blocks, or null), torch's `threads` in each
+actor (or null, as Ray leaves it), `cpus` that Ray is told of.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from pieces import files
+from scoring import from_arrow, scorer
+from timing import main
+
+
+class Predictor:
+    """One network."""
+
+    def __init__(self, folder: Path, out: Path, threads: int | None) -> None:
+        self.score = scorer(folder, out, threads)
+
+    def __call__(self, batch: Any) -> pa.Table:
+        return self.score(from_arrow(batch["number"], batch["data"]) if isinstance(batch, pa.Table) else batch)
+
+
+def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
+    """Score and write, with a Ray of its own."""
+    ray.init(address="local", num_cpus=settings["cpus"], include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    paths = [str(path) for path in files(folder, "parquet", settings.get("share", 1.0))]
+    rows = ray.data.read_parquet(paths, override_num_blocks=settings["blocks"])
+    scored = rows.map_batches(
+        Predictor,
+        fn_constructor_args=[folder, out, settings["threads"]],
+        batch_size=settings["batch"],
+        batch_format=settings["format"],
+        compute=ray.data.ActorPoolStrategy(size=settings["actors"]),
+    )
+    scored.write_parquet(str(out / "parts"))
+
+
+if __name__ == "__main__":
+    main(run)
