@@ -54,7 +54,8 @@ class Aside(Store):
 
     def sync(self, *prefixes: str) -> None:
         for prefix in prefixes:
-            self._to(prefix).sync(prefix)
+            self._to(prefix)
+        self._folder.sync(*prefixes)
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         return (self._at if read_only else self._to)(relative).zarr(relative, read_only=read_only)
