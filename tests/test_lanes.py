@@ -115,7 +115,7 @@ def batches(count):
             net(x)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
 def lane():
-    batches(2)
+    batches(8)
     print(batches(4))
 thread = threading.Thread(target=lane)
 thread.start()
