@@ -187,7 +187,7 @@ def give_up(lake: Lake, plan: Plan) -> str:
         ledger = Ledger(lake, plan, in_process=True)
         table = delta.open_table(lake, lake.predictions(plan.output))
         now = time.perf_counter()
-        schema = table.to_pyarrow_dataset().schema if table else None
+        schema = delta.dataset(table).schema if table else None
         _publish(lake, plan, ledger, schema, (now, now, now), resumed=True, last=False)
         return "done"
 

@@ -124,7 +124,7 @@ def _scored_again(lake: Lake, manifest: Manifest, device: str, runtime: dict[str
         table = delta.open_table(lake, lake.current(output))
         if table is not None:
             mine = (pc.field("level") == "item") & (pc.field("model_digest") == manifest.model_digest)
-            count += table.to_pyarrow_dataset().count_rows(filter=mine & (pc.field("status") == "scored"))
+            count += delta.dataset(table).count_rows(filter=mine & (pc.field("status") == "scored"))
     return count
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..lake import delta
 from ..lake.database import ROWS, Spool
 from ..lake.errors import EnvironmentFailure, SpecError
 from ..lake.items import open_items
@@ -54,7 +55,7 @@ def select(
     """
     selections = list(inputs.values())
     for number, selection in reversed(list(enumerate(selections))):
-        rows = open_items(lake, selection.dataset).to_pyarrow_dataset()
+        rows = delta.dataset(open_items(lake, selection.dataset))
         database.register(f"items_{number}", rows)
         database.register("items", rows)  # as conditions call it
         if number:

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
+from pyarrow import fs
 
 from .errors import EnvironmentFailure
 from .layout import Lake
@@ -124,6 +126,19 @@ def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:
     write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
 
 
+def dataset(table: "DeltaTable", only: Any = None) -> Any:
+    """A table as a pyarrow dataset; `only` are the partitions to read, as (column, operator, value).
+
+    In a folder it is read by Arrow's own file system. deltalake's is written in Python: a DuckDB thread that began a scan
+    with Python's lock in its hand, and an Arrow thread that wanted it to open the next file, have waited for each other
+    for ever.
+    """
+    root = table.table_uri
+    local = urlsplit(root).scheme in ("", "file")
+    files = fs.SubTreeFileSystem(unquote(urlsplit(root).path), fs.LocalFileSystem()) if local else None
+    return table.to_pyarrow_dataset(filesystem=files, file_pruning_predicate=only)
+
+
 def read(lake: Lake, path: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """All rows of a table; an empty table of `schema` where there is none."""
     table = open_table(lake, path)
@@ -132,4 +147,4 @@ def read(lake: Lake, path: str, columns: list[str] | None = None, schema: pa.Sch
             raise FileNotFoundError(path)
         empty = schema.empty_table()
         return empty.select(columns) if columns else empty
-    return table.to_pyarrow_dataset().to_table(columns=columns)
+    return dataset(table).to_table(columns=columns)

@@ -74,11 +74,7 @@ def key_group(model_digest: str, spec_digest: str) -> str:
 def item_rows(table: "DeltaTable | None", group: str | None = None) -> Any:
     """What an output, if there is one, has of the level `item`: of all groups or of one, as a pyarrow dataset or table."""
     chosen = [("level", "=", "item"), *([("key_group", "=", group)] if group else [])]
-    return (
-        table_schema(pa.schema([]), pa.schema([])).empty_table()
-        if table is None
-        else table.to_pyarrow_dataset(file_pruning_predicate=chosen)
-    )
+    return table_schema(pa.schema([]), pa.schema([])).empty_table() if table is None else delta.dataset(table, chosen)
 
 
 def fix_output(
@@ -136,14 +132,14 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
         predicted = delta.open_table(lake, lake.predictions(output))
         if predicted is None:
             return
-        schema = predicted.to_pyarrow_dataset().schema
+        schema = delta.dataset(predicted).schema
         shown = delta.ensure_table(lake, lake.current(output), schema, ["level"])
         # Taken before the predictions are read, so that a refresh that comes between makes this one start again.
         fence = delta.fence(shown)
         predicted.update_incremental()
         with duckdb.connect(config={"enable_external_access": False}) as connection:
-            connection.register("predicted", predicted.to_pyarrow_dataset(file_pruning_predicate=own))
-            connection.register("shown", shown.to_pyarrow_dataset())
+            connection.register("predicted", delta.dataset(predicted, own))
+            connection.register("shown", delta.dataset(shown))
             connection.register("wanted", wanted)
             connection.execute(f"create temp table chosen as {_CHOSEN}", key)
             if connection.sql(_SAME).fetchall() == [(True,)]:
@@ -185,4 +181,4 @@ def read_current(lake: Lake, output: str) -> Any:
     table = delta.open_table(lake, lake.current(output))
     if table is None:
         raise LakeError(f"output {output!r} has no results yet; run its job")
-    return table.to_pyarrow_dataset()
+    return delta.dataset(table)

@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from diastole.lake import delta
+
 
 @pytest.fixture
 def scored(lake, tmp_path, monkeypatch):
@@ -41,3 +43,11 @@ def test_probabilities_come_out_of_each_as_lists_of_the_same_numbers(scored):
     )
     assert first == second
     assert all(sum(residue) == pytest.approx(1.0, abs=1e-5) for item in first for residue in item)
+
+
+def test_tables_of_a_folder_are_read_by_arrow_itself_not_through_python(lake, tmp_path):
+    """Else a thread of DuckDB that holds Python's lock and one of Arrow that wants it can wait for each other for ever."""
+    made.add_proteins(lake, tmp_path / "src", made.proteins(3))
+    found = delta.dataset(delta.open_table(lake, lake.dataset("d", "items")))
+    assert found.to_table().num_rows == 3
+    assert found.filesystem.base_fs.type_name == "local"

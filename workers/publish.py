@@ -326,7 +326,7 @@ class _Batch:
             return []
         # Not `to_table(filter=…)`: deltalake 1.6.6 gives statistics as string_view after a merge, and pyarrow 26
         # cannot compare those with strings. New data match nothing, so one narrow column mostly answers.
-        dataset, wanted = table.to_pyarrow_dataset(), pa.array(values, pa.string())
+        dataset, wanted = delta.dataset(table), pa.array(values, pa.string())
         if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
             return []
         batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
