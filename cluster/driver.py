@@ -112,7 +112,7 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
     if plan.units.num_rows:
         fresh = _drive(lake, plan, task, job, progress, resumed=False)
         outcome = fresh if resumed is None else _together(resumed, fresh)
-    if plan.wanted is not None:
+    elif plan.wanted is not None:
         predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, plan.wanted)
     return outcome
 
@@ -148,7 +148,7 @@ def _publish(
     begun = time.perf_counter()
     committed = commit(lake, plan, ledger, schema)
     crash.point("before-current")
-    wanted = plan.units.select(["item_id", "input_digest"])
+    wanted = plan.units.select(["item_id", "input_digest"]) if plan.wanted is None else plan.wanted
     if not last and delta.open_table(lake, lake.current(plan.output)) is not None:
         shown = predictions.read_current(lake, plan.output).to_table(columns=["item_id"])["item_id"]
         wanted = wanted.filter(pc.invert(pc.is_in(wanted["item_id"], shown.combine_chunks())))

@@ -1,7 +1,8 @@
 """Delta tables of a lake: open, append with a fence, upsert, replace."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -116,6 +117,29 @@ def upsert(lake: Lake, path: str, rows: pa.Table, key: str, *, none_in: int | No
 
     if rows.num_rows:
         retried(f"update {path}", attempt)
+
+
+def add_files(table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_taken: Any) -> None:
+    """Append files that lie in a table's folder: `path`, `size_bytes`, `num_records` and `partition` of each. Fails if
+    another wrote since the fence.
+    """
+    from deltalake import CommitProperties
+    from deltalake.transaction import AddAction
+
+    actions = [
+        AddAction(
+            path=file["path"],
+            size=file["size_bytes"],
+            partition_values=file["partition"],
+            modification_time=0,
+            data_change=True,
+            stats=json.dumps({"numRecords": file["num_records"]}),
+        )
+        for file in files
+    ]
+    properties = CommitProperties(app_transactions=[fence_taken], max_commit_retries=0)
+    columns = table.metadata().partition_columns
+    table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
 
 
 def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:

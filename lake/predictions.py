@@ -10,6 +10,7 @@ from . import delta
 from .errors import LakeError
 from .ids import digest
 from .layout import Lake
+from .whole import link_runs
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -133,7 +134,7 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
         if predicted is None:
             return
         schema = delta.dataset(predicted).schema
-        shown = delta.ensure_table(lake, lake.current(output), schema, ["level"])
+        shown = delta.ensure_table(lake, lake.current(output), schema, PARTITIONS)
         # Taken before the predictions are read, so that a refresh that comes between makes this one start again.
         fence = delta.fence(shown)
         predicted.update_incremental()
@@ -143,6 +144,9 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
             connection.register("wanted", wanted)
             connection.execute(f"create temp table chosen as {_CHOSEN}", key)
             if connection.sql(_SAME).fetchall() == [(True,)]:
+                return
+            tables = (lake.predictions(output), predicted), (lake.current(output), shown)
+            if link_runs(lake, connection, _STAYS, *tables, fence):
                 return
             batches = (batch.cast(schema) for batch in connection.sql(_SHOWN).to_arrow_reader(65536))
             delta.overwrite(shown, pa.RecordBatchReader.from_batches(schema, batches), fence)

@@ -145,6 +145,24 @@ class Store:
         _sync(path.parent)
         return True
 
+    def link(self, source: str, target: str) -> None:
+        """Let what is at `source`, and never changes, be at `target` too: a link where the folder has them, else a copy."""
+        if self.local is None:
+            import obstore
+
+            with _translated(source):
+                obstore.copy(self._obstore, _check(source), _check(target))
+            return
+        path = self.path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(self.path(source), path)
+            _sync(path.parent)
+        except FileExistsError:
+            return
+        except OSError:  # not of this file system
+            self.put_if_absent(target, self.get(source))
+
     def delete(self, relative: str) -> None:
         """Remove one file, if it is there."""
         if self.local is not None:

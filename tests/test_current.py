@@ -74,3 +74,20 @@ def test_an_item_that_waits_for_its_new_content_shows_no_older_one(cohort, tmp_p
     made.add_proteins(cohort, tmp_path / "src", ["ACDEFGH", "ACDEFGHI"])
     made.run(cohort, Choice(limit=1))
     assert len(shown(cohort)) == 1
+
+
+def test_a_night_that_only_brings_new_items_writes_nothing_anew(cohort, tmp_path):
+    made.run(cohort)
+    files = set(delta.open_table(cohort, cohort.current("o")).file_uris())
+    made.add_proteins(cohort, tmp_path / "new", ["ACDEFGHIKLMN"], prefix="n")
+    made.run(cohort)
+    table = delta.open_table(cohort, cohort.current("o"))
+    assert files < set(table.file_uris())
+    assert lengths(cohort) == [5, 10, 12]
+    published = {path: size for path, size in cohort.store.list("predictions/o") if path.endswith(".parquet")}
+    for uri in table.file_uris():
+        path = uri.split("current/o/")[1]
+        assert cohort.store.path(f"current/o/{path}").samefile(cohort.store.path(f"predictions/o/{path}"))
+    assert len(published) == len(table.file_uris())
+    rows = predictions.read_current(cohort, "o").to_table().to_pylist()
+    assert {row["key_group"] for row in rows} == {row["key_group"] for row in made.table(cohort)} != {None}

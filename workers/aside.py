@@ -40,6 +40,10 @@ class Aside(Store):
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         return self._to(relative).put_if_absent(relative, data)
 
+    def link(self, source: str, target: str) -> None:
+        self._to(source)
+        self._to(target).link(source, target)
+
     def delete(self, relative: str) -> None:
         self._to(relative).delete(relative)
 

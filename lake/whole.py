@@ -1,0 +1,64 @@
+"""Whole runs enter `current/` without being written again: their files are linked into it.
+
+Where a run's rows are all to be shown, and none that is shown has to go, as in a night that only brought new items, what is
+there stays as it is. A run's files never change, so a link is as good as a copy.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from . import delta
+from .layout import Lake
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from duckdb import DuckDBPyConnection
+
+KEYS = "(item_id, input_digest, model_digest, spec_digest, run_id)"
+
+_GOES = f"""
+    select count(*) from (select * from shown where level = 'item') as shown
+      anti join chosen using {KEYS}
+      where not exists (select 1 from stays where stays.item_id = shown.item_id)
+"""  # noqa: S608 - no value of a user's
+"""Item rows that are shown, and are not to be any more."""
+_RUNS = f"""
+    with coming as (select chosen.run_id, count(*) as n from chosen anti join shown using {KEYS} group by all),
+         whole as (select run_id, count(*) as n from predicted where level = 'item' group by all)
+    select run_id, coming.n = whole.n from coming join whole using (run_id)
+"""  # noqa: S608 - no value of a user's
+"""Runs with rows that are to be shown and are not yet, and whether that are all of the run's."""
+
+
+def link_runs(
+    lake: Lake,
+    connection: "DuckDBPyConnection",
+    stays: str,
+    predicted: tuple[str, "DeltaTable"],
+    shown: tuple[str, "DeltaTable"],
+    fence_taken: Any,
+) -> bool:
+    """Bring the chosen rows into `current/` by links, if that is all that it takes. False where rows must be written anew.
+
+    `connection` has `predicted`, `shown` and `chosen`; `stays` selects rows that have none of their wanted key and stay.
+    """
+    (source, table), (target, current) = predicted, shown
+    if current.metadata().partition_columns != table.metadata().partition_columns or current.schema() != table.schema():
+        return False
+    if connection.sql(f"with stays as (select item_id from {stays}) {_GOES}").fetchall() != [(0,)]:  # noqa: S608 - ours
+        return False
+    runs = dict(connection.sql(_RUNS).fetchall())
+    if not all(runs.values()):
+        return False
+    files = [file for file in _files(table) if any(f"/{run}-" in file["path"] for run in runs)]
+    for file in files:
+        lake.store.link(f"{source}/{file['path']}", f"{target}/{file['path']}")
+    delta.add_files(current, files, fence_taken)
+    return True
+
+
+def _files(table: "DeltaTable") -> list[dict[str, Any]]:
+    """Path, size, rows and partition of each of a table's files."""
+    columns = ["path", "size_bytes", "num_records", "partition"]
+    return list(pa.table(table.get_add_actions(flatten=False)).select(columns).to_pylist())
