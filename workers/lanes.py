@@ -26,7 +26,7 @@ class Ran:
 
     results: list[Any]
     """For each window its outputs by name, or the ItemError that it fails with. Of a block: pairs of places in it and
-    the columns of these, or the ItemError of these."""
+    the outputs of these, on the CPU, or the ItemError of these."""
     seconds: float
     """In the lane: encoding, network, checks."""
 
@@ -44,7 +44,7 @@ class Lanes:
         return self._send(self._windows, step, ready)
 
     def block(self, data: np.ndarray, meta: Mapping[str, Any]) -> "Future[Ran]":
-        """Take items of a pack, (n, …) as stored, through the network to their columns."""
+        """Take items of a pack, (n, …) as stored, through the network."""
         return self._send(self._block, data, meta)
 
     def quiet(self) -> None:
@@ -89,13 +89,13 @@ class Lanes:
             with blamed("model"), device_errors():
                 outputs = self._networks.forward(0, self._task.encode_block(data, meta, self._networks.device))
                 finite = np.asarray(self._networks.finite(outputs, len(data)))
-            with blamed("task"):
-                if finite.all():
-                    return [(places, self._task.finish_block(outputs))]
-                kept = np.flatnonzero(finite)
-                fine = {name: value[kept] for name, value in outputs.items()}
-                lost = (places[~finite], ItemError("non_finite_output", NON_FINITE))
-                return [lost, (places[kept], self._task.finish_block(fine))] if len(kept) else [lost]
+                found = {name: value.cpu() for name, value in outputs.items()}
+            if finite.all():
+                return [(places, found)]
+            kept = np.flatnonzero(finite)
+            lost = (places[~finite], ItemError("non_finite_output", NON_FINITE))
+            fine = {name: value[kept] for name, value in found.items()}
+            return [lost, (places[kept], fine)] if len(kept) else [lost]
         except ItemError as error:
             if len(data) == 1:
                 return [(places, error)]

@@ -19,6 +19,7 @@ from ..jobs.task import DenseMap, Result, Task
 from ..lake import arrays, crash, predictions
 from ..lake.errors import ItemError
 from ..lake.layout import Lake
+from .faults import blamed
 from .models.runtime import Networks
 from .queue import ByteQueue
 
@@ -30,6 +31,7 @@ class ShardWriter:
         self, lake: Lake, plan: Plan, task: Task, networks: Networks, on_receipt: Callable[[Receipt], None]
     ) -> None:
         self._lake, self._plan, self._task, self._on_receipt = lake, plan, task, on_receipt
+        self._networks = networks
         self._root = lake.predictions(plan.output)
         self._key = {
             "model_digest": plan.model_digest,
@@ -89,13 +91,30 @@ class ShardWriter:
             here = units if len(places) == units.num_rows else units.take(pa.array(places))
             opened.together.append((here, columns))
 
-    def _scored_together(self, opened: "_Open") -> pa.Table:
-        """Item rows of blocks: one table for all of the shard's, since each costs as much as some hundred rows."""
-        scored = [(units, columns) for units, columns in opened.together if not isinstance(columns, ItemError)]
+    def _scored_together(self, opened: "_Open") -> list[pa.Table]:
+        """Item rows of blocks: the task makes the columns of all of the shard's at once."""
+        scored = [(units, outputs) for units, outputs in opened.together if not isinstance(outputs, ItemError)]
+        if not scored:
+            return []
         units = pa.concat_tables([units for units, _ in scored])
-        names = scored[0][1]
-        columns = {name: _joined([columns[name] for _, columns in scored]) for name in names}
-        return self._rows(_columns_of(units), {"status": "scored", "n_rows": 0, "maps": []}, columns)
+        return self._finished(units, self._networks.joined([outputs for _, outputs in scored]))
+
+    def _finished(self, units: pa.Table, outputs: Mapping[str, Any]) -> list[pa.Table]:
+        """What a task fails on is halved, until it is an item alone."""
+        try:
+            with blamed("task"):
+                columns = self._task.finish_block(outputs)
+        except ItemError as error:
+            if units.num_rows == 1:
+                return [self._failed(units, error)]
+            half = units.num_rows // 2
+            first, second = ({n: v[cut] for n, v in outputs.items()} for cut in (slice(half), slice(half, None)))
+            return self._finished(units.slice(0, half), first) + self._finished(units.slice(half), second)
+        return [self._rows(_columns_of(units), {"status": "scored", "n_rows": 0, "maps": []}, columns)]
+
+    def _failed(self, units: pa.Table, error: ItemError) -> pa.Table:
+        same = {"status": "failed", "error_code": error.code, "error": str(error), "n_rows": 0, "maps": []}
+        return self._rows(_columns_of(units), same, {})
 
     def _rows(self, units: Mapping[str, Any], same: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
         """Item rows of units, by column, that have some values in common."""
@@ -127,13 +146,8 @@ class ShardWriter:
         return f"{self._lake.maps(self._plan.output)}/{self._plan.run_id}/{opened.shard.shard}.{opened.number}"
 
     def _item_rows(self, opened: "_Open") -> pa.Table:
-        found = []
-        if any(not isinstance(columns, ItemError) for _, columns in opened.together):
-            found.append(self._scored_together(opened))
-        for units, error in opened.together:
-            if isinstance(error, ItemError):
-                same = {"status": "failed", "error_code": error.code, "error": str(error), "n_rows": 0, "maps": []}
-                found.append(self._rows(_columns_of(units), same, {}))
+        found = self._scored_together(opened)
+        found += [self._failed(units, error) for units, error in opened.together if isinstance(error, ItemError)]
         if opened.items or not found:
             found.append(self._scored_alone(opened.items))
         return pa.concat_tables(found)
@@ -209,7 +223,7 @@ class _Open:
     """Of the attempt."""
     items: list[_Item] = field(default_factory=list)
     together: list[tuple[pa.Table, Mapping[str, Any] | ItemError]] = field(default_factory=list)
-    """Of blocks: rows of the plan, and their columns or what they all fail with."""
+    """Of blocks: rows of the plan, and the network's outputs or what they all fail with."""
     rows: list[pa.Table] = field(default_factory=list)
     """Detail rows."""
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -222,16 +236,9 @@ def columns_to_table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) ->
     return pa.table([_column(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _joined(pieces: Sequence[Any]) -> Any:
-    """Values of several blocks as those of one."""
-    if isinstance(pieces[0], np.ndarray):
-        return np.concatenate(pieces)
-    if isinstance(pieces[0], pa.Array):
-        return pa.concat_arrays(pieces)
-    return [value for piece in pieces for value in piece]
-
-
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray | pa.Array):
+        return values.cast(kind)
     if (
         pa.types.is_list(kind)
         and not isinstance(values, np.ndarray)
@@ -243,8 +250,6 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         inner = _flat(np.concatenate(flat) if flat else np.empty(0), kind.value_type)
         nulls = pa.array([value is None for value in values])
         return pa.ListArray.from_arrays(offsets, inner, type=kind, mask=nulls)
-    if isinstance(values, pa.ChunkedArray | pa.Array):
-        return values.cast(kind)
     if isinstance(values, np.ndarray) and values.ndim == 2:
         return _flat(values, kind)
     if isinstance(values, np.ndarray):

@@ -4,7 +4,7 @@ import importlib
 import io
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,6 +88,10 @@ class Networks:
             return [True] * count
         fine = torch.stack([torch.isfinite(value).reshape(len(value), -1).all(1).cpu() for value in values])
         return list(fine.all(0)[:count].tolist())
+
+    def joined(self, outputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The outputs of several batches as those of one."""
+        return {name: torch.cat([one[name] for one in outputs]) for name in outputs[0]}
 
     def versions(self) -> str:
         """Of what computes, and how it is set where that is not as the package says."""
