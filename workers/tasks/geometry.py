@@ -38,7 +38,17 @@ def stored(data: np.ndarray, meta: Mapping[str, Any], orientation: str | None, a
     transform = _transform(meta, orientation, back=True)
     if transform is not None:
         turned = _orientations().apply_orientation(turned, transform)
-    return np.ascontiguousarray(turned.transpose(2, 1, 0))
+    return contiguous(turned.transpose(2, 1, 0))
+
+
+def contiguous(volume: np.ndarray) -> np.ndarray:
+    """The same in C order. A volume whose first axis runs fastest is turned plane by plane, each within the cache."""
+    if volume.flags.c_contiguous or volume.ndim != 3 or abs(volume.strides[0]) >= abs(volume.strides[2]):
+        return np.ascontiguousarray(volume)
+    turned = np.empty(volume.shape, volume.dtype)
+    for row in range(volume.shape[1]):
+        turned[:, row] = volume[:, row]
+    return turned
 
 
 def nearest(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -47,7 +57,7 @@ def nearest(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         if old != new:
             index = np.floor((np.arange(new, dtype=np.float32) + np.float32(0.5)) * (np.float32(old) / np.float32(new)))
             volume = volume.take(np.minimum(index.astype(np.int64), old - 1), axis=axis)
-    return np.ascontiguousarray(volume)
+    return contiguous(volume)
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
