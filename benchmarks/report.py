@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import growth_report
 from variants import CEILINGS, DAFT, DIASTOLE, HERE, RAISED, Variant
 
 DOCS = HERE.parent / "docs"
@@ -134,7 +135,7 @@ def page(workloads: dict[str, Any]) -> str:
         said = ", ".join(f"{key} {value}" for key, value in result.get("machine", {}).items())
         body = _answers(result) if name == "commands" else table(result)
         lines += [f"## {name}" + (f": {result['what']}" if "what" in result else ""), "", *body, "", f"On {said}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *growth_report.pages(DOCS)])
 
 
 def _answers(result: dict[str, Any]) -> list[str]:

@@ -126,7 +126,7 @@ def add_files(table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_tak
     from deltalake import CommitProperties
     from deltalake.transaction import AddAction
 
-    actions = [
+    actions: list[Any] = [
         AddAction(
             path=file["path"],
             size=file["size_bytes"],

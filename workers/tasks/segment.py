@@ -245,7 +245,7 @@ def _quantiles(x: Any, wanted: tuple[float, float], raw: Any, rescale: tuple[flo
     elif raw.numpy().dtype.kind in "iu" and raw.numpy().dtype.itemsize <= 2 and rescale[0] > 0:
         pairs = _rescaled(torch.from_numpy(_counted(raw.numpy(), ranks.numpy())), rescale)
     else:
-        pairs = torch.from_numpy(np.partition(x.numpy().ravel(), ranks.flatten().unique().numpy())[ranks.numpy()])
+        pairs = torch.from_numpy(np.partition(x.numpy().ravel(), np.unique(ranks.numpy()))[ranks.numpy()])
     pairs = pairs.double()
     low, high = (pairs[0] + (pairs[1] - pairs[0]) * (places - below)).tolist()
     return low, high
