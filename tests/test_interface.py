@@ -239,3 +239,21 @@ def test_a_task_that_is_not_there_is_named_with_those_that_are(lake):
     packaged(lake, TILED, "untold")
     with pytest.raises(SpecError, match=r"there is no task 'untold'; there is: .*segment, .*recurrent, tiled"):
         made.run(lake)
+
+
+def test_a_unit_that_fails_in_its_first_window_is_failed_though_the_rest_is_fine(lake, tmp_path, monkeypatch):
+    whole = Tiled.collect
+
+    def failing(self, state, step, window, outputs):
+        if window.index == 0:
+            raise ValueError("its first tile cannot be taken in")
+        whole(self, state, step, window, outputs)
+
+    monkeypatch.setattr(Tiled, "collect", failing)
+    (tmp_path / "src").mkdir()
+    volume = np.random.default_rng(1).normal(size=(13, 17, 11)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "src" / "v.nii.gz")
+    ingest(lake, "d", [tmp_path / "src"], IngestOptions(public=True))
+    packaged(lake, TILED, "tiled", batch=1)
+    assert made.run(lake, options={"tile": 3}).failed == 1
+    assert [row["error_code"] for row in made.table(lake)] == ["task_error"]
