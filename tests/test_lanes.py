@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import made
 import numpy as np
@@ -11,7 +12,10 @@ from made import images
 from diastole.cluster import driver
 from diastole.jobs import runs
 from diastole.jobs.ledger import Ledger
+from diastole.jobs.task import Window
 from diastole.lake import items
+from diastole.workers import batches, engine
+from diastole.workers.lanes import Ran
 from diastole.workers.worker import open_engine
 
 NET = """
@@ -133,3 +137,50 @@ def test_a_lane_does_not_fault_its_memory_in_anew_for_each_batch():
     }
     assert faults["prepared"] < 100
     assert faults["plain"] > 10 * max(faults["prepared"], 100)  # 48 MB a layer, in pages of 4 kB
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_is_never_taken_where_it_would_wait_for_a_lane(seed):
+    """So the results of one shard do not wait for the lanes of another."""
+    random, lanes = np.random.default_rng(seed), Slow()
+    batcher = batches.Batcher(Counting(), lanes, limit=3, prepare=None)
+    units, settled = [engine.OpenUnit({}, state=[]) for _ in range(40)], []
+    waiting = list(units)
+    while len(settled) < len(units):
+        below = float(random.integers(1, 200)) if waiting else 0.0
+        while not batcher.waits(below) and batcher.step(below):
+            settled += batcher.settled()
+        if batcher.waits(below) or random.random() < 0.5:
+            lanes.end(int(random.integers(4)))
+        elif waiting:
+            batcher.place(waiting[0], Window(0, {}), np.zeros(8))
+            batcher.whole(waiting.pop(0))
+    assert settled == units
+
+
+class Counting:
+    def collect(self, state, step, window, outputs):
+        state.append(outputs)
+
+
+class Slow:
+    """Lanes whose batches end when the test says so; to wait for one that has not ended is an error."""
+
+    def __init__(self):
+        self.pending = []
+
+    def windows(self, step, ready):
+        self.pending.append(Strict())
+        self.pending[-1].count = len(ready)
+        return self.pending[-1]
+
+    def end(self, place):
+        if self.pending:
+            ended = self.pending.pop(min(place, len(self.pending) - 1))
+            ended.set_result(Ran([{}] * ended.count, 0.0))
+
+
+class Strict(Future):
+    def result(self, timeout=None):
+        assert self.done(), "it would have waited"
+        return super().result(timeout)

@@ -115,11 +115,13 @@ class Batcher:
             return self._flush()
         return bool(self._settled or self._scored)
 
-    @property
-    def waits(self) -> bool:
-        """Whether, of the last batches, the next thing to do is to wait for one that is in a lane."""
-        done = not self._sent or self._sent[0].future.done() or self._settled or self._scored
-        return not done and not self._can_send(last=True)
+    def waits(self, below: float) -> bool:
+        """Whether `step` would wait for a batch that is in a lane."""
+        last = below == 0.0
+        if self._settled or self._scored or self._can_send(last=last):
+            return False
+        wanted = bool(self._sent) and (bool(self._full) or last or self.nbytes > below)
+        return wanted and not self._sent[0].future.done()
 
     def _can_send(self, *, last: bool) -> bool:
         """Whether a batch can go at once: a full one; of the last ones also one that nothing on its way can fill up."""

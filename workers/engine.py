@@ -68,8 +68,6 @@ class OpenShard:
 
 AHEAD_BYTES = 128 * 2**20
 """What is read ahead at most: more hides no longer wait, and takes fresh memory, page by page."""
-POLL = 0.002
-"""Seconds to wait for what is read while the last batches of a shard are in the lanes."""
 
 
 class Engine:
@@ -95,8 +93,15 @@ class Engine:
             _Stage("read", self._read, shards, ahead, on_error=(ahead,)),
             _Stage("write", writer.run, written, on_error=(ahead, written)),
         ]
+        ended = threading.Event()
+
+        def on_end() -> None:
+            ended.set()
+            ahead.wake()
+
+        self._lanes.on_end = on_end
         try:
-            yield from self._compute(ahead, Outbox(written))
+            yield from self._compute(ahead, Outbox(written), ended)
         except Closed:
             pass  # another stage failed, and says why below
         finally:
@@ -177,31 +182,42 @@ class Engine:
             raw = {role: unit.data.data[role][region] for role, region in window.regions.items()}
             return self.task.prepare(unit.state, window, raw)
 
-    def _compute(self, ahead: ByteQueue[Any], written: Outbox[Any]) -> Iterator[Receipt]:
-        """What was read goes through the network; receipts come back through the same queue, and out."""
+    def _compute(self, ahead: ByteQueue[Any], written: Outbox[Any], ended: threading.Event) -> Iterator[Receipt]:
+        """What was read goes through the network; receipts come back through the same queue, and out.
+
+        Shards overlap, each with batches of its own: one that has to wait for a lane does not keep another from going on.
+        `ended` is set when a batch ends.
+        """
         reading, unwritten, current = True, 0, None
-        ending: deque[OpenShard] = deque()
+        ending: list[OpenShard] = []
+        came: deque[tuple[str, Any]] = deque()
         while reading or unwritten:
-            for opened in list(ending):
-                if self._advance(opened, written, below=0.0, patient=False):
+            ended.clear()  # before anything is looked at, so that no end is missed
+            for opened in ending.copy():
+                if self._advance(opened, written, below=0.0):
                     ending.remove(opened)
                     self._end(opened, written)
-            for kind, value in ahead.get(POLL if ending else None) or ():
-                if kind == "begin":
-                    while len(ending) >= max(self.networks.lanes, 2):  # those that have begun are suspects if we die
-                        self._advance(ending[0], written, below=0.0, patient=True)
-                        self._end(ending.popleft(), written)
-                    current, unwritten = self._begin(value, written), unwritten + 1
-                elif kind == "receipt":
-                    unwritten -= 1
-                    yield value
-                elif kind == "stop":
-                    reading = False
-                elif kind == "end" and current is not None:
-                    current.read_seconds = value
-                    ending.append(current)
-                elif current is not None:
-                    self._enter(kind, value, current, written)
+            waits = current is not None and not self._advance(current, written, below=self._budget)
+            if waits or (came and came[0][0] == "begin" and len(ending) >= max(self.networks.lanes, 2)):
+                ended.wait()  # of the shards that have begun, one must end: all are suspects if we die
+                continue
+            if not came:
+                came.extend(ahead.get(unless=ended) or ())
+                continue
+            kind, value = came.popleft()
+            if kind == "begin":
+                current, unwritten = self._begin(value, written), unwritten + 1
+            elif kind == "receipt":
+                unwritten -= 1
+                yield value
+            elif kind == "stop":
+                reading = False
+            elif kind == "end" and current is not None:
+                current.read_seconds = value
+                ending.append(current)
+                current = None
+            elif current is not None:
+                self._enter(kind, value, current, written)
         written.put(("stop", None))
         written.flush()
 
@@ -219,7 +235,7 @@ class Engine:
         return OpenShard(shard, Batcher(self.task, self._lanes, self.plan.batch, self._prepared), time.perf_counter())
 
     def _enter(self, kind: str, value: Any, into: OpenShard, written: Outbox[Any]) -> None:
-        """Take in what was read of a shard, and get on with its batches."""
+        """Take in what was read of a shard."""
         if kind == "window":
             into.batcher.place(*value)
         elif kind == "block":
@@ -230,17 +246,16 @@ class Engine:
             unit, error = value
             unit.error = unit.error or error
             into.batcher.whole(unit)
-        self._advance(into, written, below=self._budget, patient=True)
 
     def _end(self, done: OpenShard, written: Outbox[Any]) -> None:
         seconds = {"read": done.read_seconds, "compute": done.batcher.seconds}
         written.put(("end", (done.shard.shard, {**seconds, "shard": time.perf_counter() - done.begun})))
         written.flush()
 
-    def _advance(self, opened: OpenShard, written: Outbox[Any], *, below: float, patient: bool) -> bool:
+    def _advance(self, opened: OpenShard, written: Outbox[Any], *, below: float) -> bool:
         """Send and take in batches until what waits holds no more than `below`, and pass on what is done.
 
-        True when that is so; False where that would mean to wait for a lane, and the caller is not `patient`.
+        True when that is so; False where that would mean to wait for a lane.
         """
         batcher, shard = opened.batcher, opened.shard.shard
         while True:
@@ -249,7 +264,7 @@ class Engine:
             for block, results in batcher.scored():
                 written.put(("block", (shard, block.units, results)))
             self._pulse.beat()
-            if not patient and batcher.waits:
+            if batcher.waits(below):
                 return False
             if not batcher.step(below):
                 return True

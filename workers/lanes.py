@@ -5,7 +5,7 @@ decided before it comes here: results do not depend on how many lanes there are.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,8 @@ class Lanes:
         self._task, self._networks = task, networks
         self._threads = ThreadPoolExecutor(networks.lanes, "diastole-lane", initializer=networks.enter)
         self._sent: list[Future[Ran]] = []
+        self.on_end: Callable[[], None] = lambda: None
+        """Called, in the lane, whenever a batch has ended."""
 
     def windows(self, step: int, ready: Sequence[Any]) -> "Future[Ran]":
         """Take a batch of prepared windows through the network of a step."""
@@ -63,8 +65,10 @@ class Lanes:
             return Ran(results, time.perf_counter() - begun)
 
         self._sent = [sent for sent in self._sent if not sent.done()]
-        self._sent.append(self._threads.submit(timed))
-        return self._sent[-1]
+        sent = self._threads.submit(timed)
+        self._sent.append(sent)
+        sent.add_done_callback(lambda _: self.on_end())
+        return sent
 
     def _windows(self, step: int, ready: Sequence[Any]) -> list[Any]:
         """A batch that fails is halved; a window that fails alone fails its unit."""

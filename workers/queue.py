@@ -65,16 +65,16 @@ class ByteQueue(Generic[T]):
             self.peak = max(self.peak, self._bytes)
             self._changed.notify_all()
 
-    def get(self, seconds: float | None = None) -> T | None:
-        """Wait for an entry and take it; None where none comes within `seconds`. Raises Closed once the queue is closed."""
+    def get(self, unless: threading.Event | None = None) -> T | None:
+        """Wait for an entry and take it; None where `unless` is set before one comes. Raises Closed once it is closed."""
         with self._changed:
-            if seconds is None:
-                self._wait(lambda: bool(self._entries))
-            else:
-                self._changed.wait_for(lambda: self._closed or bool(self._entries), seconds)
-                if self._closed:
-                    raise Closed
+            self._wait(lambda: bool(self._entries) or (unless is not None and unless.is_set()))
             return self._take() if self._entries else None
+
+    def wake(self) -> None:
+        """Have those that wait look again, since an event was set."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End both sides; what is in the queue is dropped."""
