@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DATASET, MODEL = "cohort", "net"
+DATASET, MODEL, TUNED = "cohort", "net", "net-tuned"
+"""The network is there twice: as its package has it, and as `diastole tune` chose on this machine."""
 FILE_BYTES = 128 * 2**20
 """Of one file of the peers' at about."""
 
@@ -88,9 +89,11 @@ def add_model(folder: Path, net: Path, manifest: dict[str, Any], settings: dict[
     if net != folder / "net.pt":
         shutil.copy(net, folder / "net.pt")
     files = {"files": {"main": {"path": "net.pt", "sha256": digest}}}
-    (package / "model.yaml").write_text(json.dumps({"name": MODEL, "version": "1", **files, **manifest}))
+    for name in (MODEL, TUNED):
+        (package / "model.yaml").write_text(json.dumps({"name": name, "version": "1", **files, **manifest}))
+        diastole("models", "add", str(package))
     (folder / "settings.json").write_text(json.dumps(settings))
-    diastole("models", "add", str(package))
+    diastole("tune", TUNED)
 
 
 def write_stack(folder: Path, first: int, items: np.ndarray) -> None:

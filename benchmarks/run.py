@@ -25,8 +25,9 @@ import commands
 import compare
 import psutil
 import report
+from cohorts import MODEL, TUNED
 from memory import Watch
-from variants import CEILINGS, DIASTOLE, HERE, Variant, by_hand, variants, write_job
+from variants import DIASTOLE, HERE, Variant, by_hand, variants, write_job
 
 RECORD_MB = 768
 """Megabytes of batches that the ceiling goes round on."""
@@ -59,8 +60,9 @@ def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[
     chosen = [one for one in variants(workload) if arguments.variants is None or one.name in arguments.variants]
     absent = {one.name: reason for one in chosen if (reason := one.missing())}
     chosen = [one for one in chosen if one.name not in absent]
-    if any(one.name in CEILINGS for one in chosen) and not (folder / "batches.pt").exists():
-        record(folder)
+    for batches in {one.batches for one in chosen if one.is_ceiling}:
+        if not (folder / batches).exists():
+            record(folder, batches)
     rounds: dict[str, list[dict[str, Any]]] = {one.name: [] for one in chosen}
     wanted: compare.Found | None = None
     for number in range(arguments.rounds):
@@ -86,13 +88,13 @@ def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[
     }
 
 
-def record(folder: Path) -> None:
+def record(folder: Path, batches: str) -> None:
     """The batches that the ceiling computes."""
     output = (
         f"recorded-{time.time_ns()}"  # a run of its own: of one that was there already, nothing would be left to do
     )
-    job = write_job(folder, output, {"workers": 0, "threads": 2})
-    command = [sys.executable, HERE / "record.py", folder / "lake", job, RECORD_MB, folder / "batches.pt"]
+    job = write_job(folder, output, {"workers": 0, "threads": 2}, TUNED if "tuned" in batches else MODEL)
+    command = [sys.executable, HERE / "record.py", folder / "lake", job, RECORD_MB, folder / batches]
     subprocess.run([str(part) for part in command], check=True)
 
 
@@ -132,7 +134,7 @@ def one_run(
         measured["besides_s"] = round(wall - answer["seconds"], 3)
         if variant.name in DIASTOLE:
             found = compare.of_diastole(folder, name)
-        elif variant.name not in CEILINGS:
+        elif not variant.is_ceiling:
             found = compare.of_peer(out)
     shutil.rmtree(out, ignore_errors=True)
     for written in ("predictions", "maps", "current"):

@@ -1,7 +1,7 @@
 """Settings for the peers: tune.py [WORKLOAD …] [--seconds 20] [--share 0.25] [--folder FOLDER]
 
-Each peer tries each of its candidates once on a share of the cohort; the fastest, in seconds of work, is kept in tuned.json
-together with what all the others took.
+Each peer tries each of its candidates once on a share of the cohort; then, with the fastest, other batches and a frozen
+network. The fastest of all, in seconds of work, is kept in tuned.json together with what all the others took.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from typing import Any
 
 import cohorts
 import run
-from variants import DOCUMENTED, NAMES, TUNED, Variant
+from variants import CHOSEN, DOCUMENTED, NAMES, Variant
 
 BATCH = {"images64": 256, "images224": 16, "volumes": 1, "proteins": 65536}
 """As diastole's package has it."""
+MEASURED = ("work_s", "error")
 ROWS = {**BATCH, "proteins": 200}
 """The same where a batch is a number of rows."""
 
@@ -64,27 +65,44 @@ def main() -> None:
 
 def tried(folder: Path, peer: str, workload: str, items: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Candidates with what they took, the fastest first."""
-    found = []
-    for settings in candidates(peer, workload):
+    found: list[dict[str, Any]] = []
+
+    def attempt(settings: dict[str, Any]) -> None:
         variant = Variant(peer, NAMES[peer], {**settings, "share": arguments.share})
         if reason := variant.missing():
             raise SystemExit(reason)
         measured, _ = run.one_run(folder, variant, f"tune-{peer}", items, 15 * arguments.seconds)
         found.append({**settings, **{key: measured[key] for key in ("work_s", "error") if key in measured}})
-        print(f"{workload} {peer}: {json.dumps(found[-1])}", flush=True)
+        found.sort(key=lambda one: one.get("work_s", float("inf")))
+        print(f"{workload} {peer}: {json.dumps({**settings, **measured})}", flush=True)
+
+    for settings in candidates(peer, workload):
+        attempt(settings)
+    for change in () if peer == "raydata" else changes(workload):
+        best = {key: value for key, value in found[0].items() if key not in MEASURED}
+        attempt({**best, "batch": max(1, int(best["batch"] * change.get("times", 1))), **change.get("more", {})})
     shutil.rmtree(folder / "out", ignore_errors=True)
-    return sorted(found, key=lambda one: one.get("work_s", float("inf")))
+    return found
+
+
+def changes(workload: str) -> Iterator[dict[str, Any]]:
+    """What is tried with the fastest candidate, one after the other."""
+    yield {"times": 2}
+    if workload.startswith("images"):
+        yield {"times": 0.25}
+    if workload != "proteins":  # whose network is one in Python
+        yield {"more": {"freeze": True}}
 
 
 def keep(workload: str, peer: str, found: list[dict[str, Any]]) -> None:
     """The fastest is chosen."""
     if "work_s" not in found[0]:
         raise SystemExit(f"{peer} failed with all candidates: {found[0]['error']}")
-    known = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    known = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
     entry = known.setdefault(workload, {"chosen": {}, "tried": {}})
-    entry["chosen"][peer] = {key: value for key, value in found[0].items() if key not in ("work_s", "error")}
+    entry["chosen"][peer] = {key: value for key, value in found[0].items() if key not in MEASURED}
     entry["tried"][peer] = found
-    TUNED.write_text(json.dumps(known, indent=1) + "\n")
+    CHOSEN.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

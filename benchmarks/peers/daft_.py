@@ -16,8 +16,8 @@ from timing import main
 class Predictor:
     """One network."""
 
-    def __init__(self, folder: Path, out: Path, threads: int) -> None:
-        self.score = scorer(folder, out, threads)
+    def __init__(self, folder: Path, out: Path, settings: dict[str, Any]) -> None:
+        self.score = scorer(folder, out, settings)
 
     def __call__(self, number: Any, data: Any) -> Any:
         found = self.score(from_arrow(number.to_arrow(), data.to_arrow())).combine_chunks()
@@ -36,7 +36,7 @@ def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
         Predictor.__call__, return_dtype=returned, unnest=True, batch_size=settings["batch"]
     )
     made = daft.cls(Predictor, max_concurrency=settings["workers"], use_process=settings["processes"])
-    predict = made(folder, out, settings["threads"])
+    predict = made(folder, out, settings)
     rows = daft.read_parquet([str(path) for path in files(folder, "parquet", settings.get("share", 1.0))])
     rows.select(predict(rows["number"], rows["data"])).write_parquet(str(out / "parts"))
 

@@ -29,7 +29,7 @@ class Batches(Dataset[dict[str, Any]]):
 
 def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
     """Score and write; row groups of about 64 batches."""
-    score = scorer(folder, out, settings["threads"])
+    score = scorer(folder, out, settings)
     batches = Batches(folder, settings["batch"], settings.get("share", 1.0))
     workers = settings["workers"]
     loader = DataLoader(

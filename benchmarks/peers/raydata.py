@@ -17,8 +17,8 @@ from timing import main
 class Predictor:
     """One network."""
 
-    def __init__(self, folder: Path, out: Path, threads: int | None) -> None:
-        self.score = scorer(folder, out, threads)
+    def __init__(self, folder: Path, out: Path, settings: dict[str, Any]) -> None:
+        self.score = scorer(folder, out, settings)
 
     def __call__(self, batch: Any) -> pa.Table:
         return self.score(from_arrow(batch["number"], batch["data"]) if isinstance(batch, pa.Table) else batch)
@@ -32,7 +32,7 @@ def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
     rows = ray.data.read_parquet(paths, override_num_blocks=settings["blocks"])
     scored = rows.map_batches(
         Predictor,
-        fn_constructor_args=[folder, out, settings["threads"]],
+        fn_constructor_args=[folder, out, settings],
         batch_size=settings["batch"],
         batch_format=settings["format"],
         compute=ray.data.ActorPoolStrategy(size=settings["actors"]),

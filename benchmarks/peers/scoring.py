@@ -23,7 +23,7 @@ class Images:
     schema = pa.schema({"number": pa.int64(), "probabilities": pa.list_(pa.float32())})
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.net, self.scale = torch.jit.load(str(folder / "net.pt")).eval(), settings["scale"]
+        self.net, self.scale = _network(folder, settings), settings["scale"]
         self.shape = settings["shape"]
 
     @torch.inference_mode()
@@ -42,7 +42,7 @@ class Volumes:
     )
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.net, self.scale = torch.jit.load(str(folder / "net.pt")).eval(), settings["scale"]
+        self.net, self.scale = _network(folder, settings), settings["scale"]
         self.shape = settings["shape"]
 
     @torch.inference_mode()
@@ -100,6 +100,12 @@ class Proteins:
         )
 
 
+def _network(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """TorchScript, frozen where that is set."""
+    network = torch.jit.load(str(folder / "net.pt")).eval()
+    return torch.jit.optimize_for_inference(torch.jit.freeze(network)) if settings.get("freeze") else network
+
+
 def from_arrow(number: Any, data: Any) -> dict[str, Any]:
     """A batch out of Arrow columns: texts as a list, bytes as one buffer."""
     data = data.combine_chunks() if isinstance(data, pa.ChunkedArray) else data
@@ -129,14 +135,14 @@ def _lists(values: np.ndarray) -> pa.Array:
 KINDS = {"images": Images, "volumes": Volumes, "proteins": Proteins}
 
 
-def scorer(folder: Path, out: Path, threads: int | None) -> Any:
+def scorer(folder: Path, out: Path, told: Mapping[str, Any]) -> Any:
     """The scorer of a cohort, ready to be called; when it became ready is noted in `out`.
 
-    `threads` is torch's number of threads; none leaves it as it is.
+    `told` has torch's number of `threads`, which stays as it is where that is none, and may have `freeze`.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    settings = json.loads((folder / "settings.json").read_text())
+    if told["threads"] is not None:
+        torch.set_num_threads(told["threads"])
+    settings = {**json.loads((folder / "settings.json").read_text()), "freeze": told.get("freeze")}
     made = KINDS[settings["kind"]](folder, settings)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"ready-{os.getpid()}-{time.monotonic_ns()}").write_text(repr(time.time()))
