@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
+from ..workers.process import collect_seldom
 from . import cli_models
 from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
 
@@ -34,6 +35,7 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """The entry point."""
+    collect_seldom()
     code = answer()
     with suppress(OSError):
         sys.stdout.flush()
