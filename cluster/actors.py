@@ -83,6 +83,11 @@ class Worker:
                 yield shard
 
 
+def gpus_per_worker(plan: Plan) -> float:
+    """The share of a GPU that a worker of a plan takes; 0 where it computes on a CPU."""
+    return float(plan.job["resources"].get("gpus_per_worker", 1.0)) if plan.device == "cuda" else 0.0
+
+
 class Crew:
     """The actors of one run: they get what the dispatcher says, and the dead are replaced."""
 
@@ -100,7 +105,7 @@ class Crew:
         """`kind` and `cpus`, cores that an actor takes, are others where Ray itself is measured."""
         self._ledger = ledger
         self._dispatcher: Dispatcher[Any] = Dispatcher(ledger)
-        self._needs = {"CPU": cpus, "GPU": 1.0 if plan.device == "cuda" else 0.0}
+        self._needs = {"CPU": cpus, "GPU": gpus_per_worker(plan)}
         settings: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
         self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(kind)
         self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))

@@ -252,9 +252,12 @@ def _record(
         startup_seconds=round(seconds[0], 3),
         table_version=committed.version,
     )
-    stages = {stage: round(spent, 3) for stage, spent in ledger.seconds.items()}
+    spent = dict(ledger.seconds)
+    busy, watched = spent.pop("gpu", 0.0), spent.pop("gpu_watched", 0.0)
+    stages = {stage: round(value, 3) for stage, value in spent.items()}
     record: dict[str, Any] = {"state": "done", "job": plan.job["name"], "model": plan.model, "stages": stages}
     actual = {"seconds": outcome.seconds, "startup_seconds": outcome.startup_seconds}
+    record |= {"gpu_utilisation": round(busy / watched, 3)} if watched else {}
     record |= {"runtime": plan.runtime} | compared(runs.read_estimate(lake, plan.run_id), actual, resumed=resumed)
     runs.write_record(lake, plan.run_id, {**record, **{k: v for k, v in outcome.__dict__.items() if k != "run_id"}})
     return outcome

@@ -49,7 +49,7 @@ def estimate(lake: Lake, plan: Plan, job: Job, threads: int) -> dict[str, Any] |
         "memory_bytes": max(one["peak_bytes"] for one in found.measured),
         "read_bytes": read_bytes(lake, plan),
         "cpu_hours": round(hours * workers * threads, 5),
-        "gpu_hours": round(hours * workers, 5) if plan.device == "cuda" else 0.0,
+        "gpu_hours": round(hours * workers * job.resources.gpus_per_worker, 5) if plan.device == "cuda" else 0.0,
         "price": None if price is None else round(hours * workers * price, 4),
         "currency": job.resources.currency,
         "workers": job.resources.workers,

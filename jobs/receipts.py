@@ -48,7 +48,8 @@ class Receipt:
     scored: int = 0
     failed: int = 0
     seconds: Mapping[str, float] | None = None
-    """Time of the stages: read, compute, write; and what passed from the first to the last of the shard."""
+    """Time of the stages: read, compute, write; what passed from the first to the last of the shard; and of that, on a GPU
+    that was watched (gpu_watched), for how long it computed (gpu), for all that shared it."""
     children: Mapping[str, list[int]] | None = None
     """Of a split shard: child → its units."""
 

@@ -34,6 +34,8 @@ class Resources(_Strict):
     """Threads of each worker for the network; by default the cores divided by the workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
+    gpus_per_worker: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that each worker on Ray takes: with 0.5, two of them compute on one. It means nothing on a CPU."""
     batch: int | None = Field(default=None, ge=1)
     """Windows in one batch; by default what the model package says."""
     memory_gb: float = Field(default=2.0, gt=0)

@@ -93,6 +93,17 @@ def test_what_ray_does_not_have_is_an_error_that_names_it(cohort, shared_ray, mo
     assert all_slots_are_free()
 
 
+def test_workers_ask_ray_for_their_share_of_a_gpu(cohort, shared_ray):
+    from diastole.cluster import driver
+    from diastole.cluster.actors import gpus_per_worker
+
+    made.residues(cohort)
+    plan, _, _ = driver.plan_job(cohort, made.job(resources={"gpus_per_worker": 0.5}), driver.Choice())
+    assert gpus_per_worker(plan) == 0.0  # there is none here
+    object.__setattr__(plan, "device", "cuda")
+    assert gpus_per_worker(plan) == 0.5
+
+
 def all_slots_are_free():
     """No actor outlives its run."""
     import ray

@@ -25,6 +25,7 @@ from ..lake.layout import Lake
 from .batches import Batcher
 from .blocks import Block, in_packs, read_blocks
 from .faults import blamed
+from .gpu import Utilisation
 from .lanes import Lanes
 from .models.runtime import Networks
 from .parts import ShardWriter
@@ -79,6 +80,7 @@ class Engine:
         """Bytes read ahead, in unfinished units, and waiting to be written: a third each at most."""
         self._pulse = Pulse()
         self._lanes = Lanes(task, networks)
+        self._gpu = Utilisation.of(networks.device)
 
     def work(self, shards: Iterator[Shard], stop: Callable[[], None] = lambda: None) -> Iterator[Receipt]:
         """Score shards, in the order in which they come, and yield the receipt of each that is in storage.
@@ -101,7 +103,8 @@ class Engine:
 
         self._lanes.on_end = on_end
         try:
-            yield from self._compute(ahead, Outbox(written), ended)
+            with self._gpu:
+                yield from self._compute(ahead, Outbox(written), ended)
         except Closed:
             pass  # another stage failed, and says why below
         finally:
@@ -248,8 +251,11 @@ class Engine:
             into.batcher.whole(unit)
 
     def _end(self, done: OpenShard, written: Outbox[Any]) -> None:
-        seconds = {"read": done.read_seconds, "compute": done.batcher.seconds}
-        written.put(("end", (done.shard.shard, {**seconds, "shard": time.perf_counter() - done.begun})))
+        passed, busy = time.perf_counter() - done.begun, self._gpu.since(done.begun)
+        seconds = {"read": done.read_seconds, "compute": done.batcher.seconds, "shard": passed}
+        if busy is not None:
+            seconds |= {"gpu": busy * passed, "gpu_watched": passed}
+        written.put(("end", (done.shard.shard, seconds)))
         written.flush()
 
     def _advance(self, opened: OpenShard, written: Outbox[Any], *, below: float) -> bool:

@@ -1,0 +1,73 @@
+"""How busy a GPU is: what nvidia-smi says, and what becomes of it."""
+
+import shutil
+import time
+
+import made
+import pytest
+import torch
+
+from diastole.jobs import runs
+from diastole.workers.gpu import Utilisation, watch
+
+
+def said(*lines):
+    return Utilisation(["sh", "-c", "; ".join(f"echo '{line}'" for line in lines) + "; sleep 30"])
+
+
+def heard(utilisation, since, seconds=10.0):
+    end = time.monotonic() + seconds
+    while (found := utilisation.since(since)) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_the_mean_of_what_is_said_is_the_utilisation():
+    begun = time.perf_counter()
+    with said("50", "[N/A]", "100") as utilisation:
+        heard(utilisation, begun)
+        time.sleep(0.2)
+        assert utilisation.since(begun) == 0.75
+        assert utilisation.since(time.perf_counter()) is None
+
+
+def test_a_gpu_of_which_nothing_is_said_has_no_utilisation():
+    with said("[N/A]", "No devices were found") as utilisation:
+        assert heard(utilisation, 0.0, 0.5) is None
+    with Utilisation(["no-such-program-as-nvidia-smi"]) as utilisation:
+        assert utilisation.since(0.0) is None
+
+
+def test_a_cpu_is_not_watched():
+    with Utilisation.of(torch.device("cpu")) as utilisation:
+        assert utilisation.since(0.0) is None
+
+
+def test_who_listens_leaves_no_process_behind():
+    with said("1") as utilisation:
+        process = utilisation._process
+    assert process.returncode is not None
+
+
+def test_the_record_of_a_run_has_the_utilisation(lake, tmp_path, monkeypatch):
+    busy = ["sh", "-c", "while echo 40; do sleep 0.001; done"]
+    monkeypatch.setattr(Utilisation, "of", lambda device: Utilisation(busy))
+    made.add_proteins(lake, tmp_path / "src", made.proteins(2000))
+    made.residues(lake, batch=64)
+    outcome = made.run(lake)
+    record = runs.read_record(lake, outcome.run_id)
+    assert record["gpu_utilisation"] == 0.4
+    assert set(record["stages"]) == {"read", "compute", "write", "shard"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None or not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_real_gpu_says_how_busy_it_is():
+    device = torch.device("cuda")
+    with Utilisation.of(device) as utilisation:
+        assert utilisation._command == watch(utilisation._command[1].removeprefix("--id="))
+        x, begun = torch.rand(4096, 4096, device=device), time.perf_counter()
+        while time.perf_counter() < begun + 5:
+            x = (x @ x).sigmoid()
+            torch.cuda.synchronize()
+        assert utilisation.since(begun + 2) > 0.5
