@@ -17,6 +17,7 @@ from diastole.jobs.task import Window
 from diastole.lake import items
 from diastole.workers import batches, engine
 from diastole.workers.lanes import Ran
+from diastole.workers.models.runtime import Networks
 from diastole.workers.worker import open_engine
 
 NET = """
@@ -69,6 +70,15 @@ def test_nan_and_exceptions_of_the_network_cost_only_their_image_of_a_block(coho
 def test_a_block_that_does_not_fit_is_halved_until_it_does(cohort):
     model(cohort, most=3)
     assert made.run(cohort).scored == 38
+
+
+def test_a_size_that_did_not_fit_is_not_tried_again(cohort, monkeypatch):
+    model(cohort, most=3)
+    tried, forward = [], Networks.forward
+    monkeypatch.setattr(Networks, "forward", lambda self, step, x: tried.append(len(x["x"])) or forward(self, step, x))
+    made.run(cohort)
+    assert [tried.count(8), tried.count(4)] == [1, 1]
+    assert sum(size > 3 for size in tried) == 2
 
 
 def test_an_image_that_does_not_fit_alone_is_out_of_memory(cohort):

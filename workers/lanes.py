@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..jobs.task import Task
 from ..lake.errors import ItemError
 from .faults import blamed
 from .models.runtime import Networks, device_errors
+from .queue import nbytes_of
 
 NON_FINITE = "the network's output for it has NaN or infinite values"
 
@@ -38,6 +40,8 @@ class Lanes:
         self._task, self._networks = task, networks
         self._threads = ThreadPoolExecutor(networks.lanes, "diastole-lane", initializer=networks.enter)
         self._sent: list[Future[Ran]] = []
+        self._too_large: dict[int, float] = {}
+        """By step: bytes of the smallest batch that did not fit the memory, so that the next ones are halved at once."""
         self.on_end: Callable[[], None] = lambda: None
         """Called, in the lane, whenever a batch has ended."""
 
@@ -72,6 +76,9 @@ class Lanes:
 
     def _windows(self, step: int, ready: Sequence[Any]) -> list[Any]:
         """A batch that fails is halved; a window that fails alone fails its unit."""
+        half, nbytes = len(ready) // 2, nbytes_of(ready)
+        if half and nbytes >= self._too_large.get(step, inf):
+            return self._windows(step, ready[:half]) + self._windows(step, ready[half:])
         try:
             with blamed("model"), device_errors():
                 inputs = self._task.encode(step, ready, self._networks.device)
@@ -82,13 +89,15 @@ class Lanes:
         except ItemError as error:
             if len(ready) == 1:
                 return [error]
-            half = len(ready) // 2
+            self._remember(error, step, nbytes)
             return self._windows(step, ready[:half]) + self._windows(step, ready[half:])
         lost = ItemError("non_finite_output", NON_FINITE)
         return [one if fine else lost for one, fine in zip(found, finite, strict=True)]
 
     def _block(self, data: np.ndarray, meta: Mapping[str, Any], first: int = 0) -> list[Any]:
-        places = np.arange(first, first + len(data))
+        places, half = np.arange(first, first + len(data)), len(data) // 2
+        if half and data.nbytes >= self._too_large.get(0, inf):
+            return self._block(data[:half], meta, first) + self._block(data[half:], meta, first + half)
         try:
             with blamed("model"), device_errors():
                 outputs = self._networks.forward(0, self._task.encode_block(data, meta, self._networks.device))
@@ -103,5 +112,9 @@ class Lanes:
         except ItemError as error:
             if len(data) == 1:
                 return [(places, error)]
-            half = len(data) // 2
+            self._remember(error, 0, data.nbytes)
             return self._block(data[:half], meta, first) + self._block(data[half:], meta, first + half)
+
+    def _remember(self, error: ItemError, step: int, nbytes: float) -> None:
+        if error.code == "out_of_memory":
+            self._too_large[step] = min(nbytes, self._too_large.get(step, inf))
