@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from diastole.cluster import driver, local
+from diastole.jobs import check, merge, parts, receipts, runs
 from diastole.jobs import commit as commits
-from diastole.jobs import merge, receipts, runs
 from diastole.jobs.ledger import Ledger
 from diastole.lake import delta, integrity, predictions
 from diastole.lake.errors import CommitError
@@ -119,13 +119,54 @@ def test_a_unit_twice_a_unit_short_and_a_false_count_are_refused(cohort):
     scored = Scored(cohort)
     honest = scored.receipt()
     scored.change("00000", parts=(honest.parts[0], honest.parts[0]))
-    refused(scored, r"40 units planned, \d\d item rows")
+    units = honest.parts[0].rows
+    refused(scored, f"shard 00000: {units} units planned, {2 * units} item rows, {units} units not once")
     scored.change("00000", parts=())
-    refused(scored, r"40 units planned, [23]\d item rows")
+    refused(scored, f"{units} units planned, 0 item rows")
     scored.change("00000", parts=(dataclasses.replace(honest.parts[0], rows=honest.parts[0].rows + 1),))
     refused(scored, "rows in a file")
     scored.change("00000", parts=honest.parts)
     assert scored.commit().rows == 40
+
+
+def test_rows_may_come_in_any_order_and_each_must_be_of_a_unit_of_its_shard(cohort):
+    scored = Scored(cohort)
+    rows, stranger = (pq.ParquetFile(scored.part(number)).read() for number in (0, 1))
+    first, last = rows.slice(0, 1), rows.slice(rows.num_rows - 1)
+    place, other = rows.schema.get_field_index("input_digest"), pa.array(["0" * 32], pa.string())
+
+    def forge(table, name):
+        stem = f"level=item/key_group={scored.plan.key_group}/{scored.plan.run_id}-00000-{name}"
+        scored.change("00000", parts=(parts.write_part(cohort, "predictions/o", stem, table, "item"),))
+
+    forge(pa.concat_tables([rows.slice(1), stranger.slice(0, 1)]), "strange")
+    refused(scored, "2 units not once")
+    forge(pa.concat_tables([rows.slice(1), last]), "twice")
+    refused(scored, "2 units not once")
+    forge(pa.concat_tables([first.set_column(place, rows.schema.field(place), other), rows.slice(1)]), "changed")
+    refused(scored, "2 units not once")
+    forge(rows.take(pa.array(range(rows.num_rows))[::-1]), "turned")
+    assert scored.commit().rows == 40
+    made.assert_each_once(cohort, 40)
+
+
+def test_where_storage_is_far_shards_are_held_to_the_plan_in_threads(cohort, monkeypatch):
+    monkeypatch.setattr(check, "_is_far", lambda lake: True)
+    scored = Scored(cohort)
+    honest = scored.receipt(3)
+    scored.change("00003", parts=())
+    refused(scored, "shard 00003")
+    scored.change("00003", parts=honest.parts)
+    assert scored.commit().rows == 40
+    made.assert_each_once(cohort, 40)
+
+
+def test_shards_that_leave_a_unit_of_the_plan_out_or_have_it_twice_publish_nothing(cohort, monkeypatch):
+    scored, whole = Scored(cohort), Ledger.results
+    sizes = list(scored.plan.shards.values())
+    for shards, unit in ((slice(-1), sum(sizes[:-1])), (slice(1, None), 0), (slice(0, None, 2), sizes[0])):
+        monkeypatch.setattr(Ledger, "results", lambda ledger, shards=shards: whole(ledger)[shards])
+        refused(scored, f"see unit {unit};")
 
 
 def test_a_receipt_of_another_run_is_refused(cohort):
@@ -405,7 +446,7 @@ def test_every_unit_and_every_detail_row_is_counted_whatever_the_totals_are():
         planned = pa.table({"item_id": ["a", "b", "c"], "input_digest": ["1", "2", "3"]})
         rows = pa.table(dict(zip(["item_id", "input_digest", "n_rows"], zip(*found, strict=True), strict=True)))
         counted = pa.table({"item_id": [name for name, _ in details], "n": [n for _, n in details]})
-        return commits._differences(planned, rows, counted)
+        return check.differences(planned, rows, counted)
 
     whole = [("c", "3", None), ("a", "1", 5), ("b", "2", 0)]
     assert differences(whole, [("a", 2), ("a", 3)]) == (0, 0)
