@@ -323,7 +323,7 @@ def orphans(lake):
 def test_a_few_small_parts_stay_and_many_are_published_as_one_file_per_level(cohort, monkeypatch):
     scored = Scored(cohort)
     parts = [receipt.parts[0] for receipt in scored.ledger().results()]
-    monkeypatch.setattr(merge, "FEW", len(parts) - 1)
+    monkeypatch.setattr(merge, "MANY", ((len(parts) - 1, 2**20),))
     done = scored.commit()
     [file] = merged(cohort)
     assert (done.rows, done.parts) == (40, 1)
@@ -338,17 +338,24 @@ def test_a_few_small_parts_stay_and_many_are_published_as_one_file_per_level(coh
 
 def test_few_parts_are_not_merged(cohort, monkeypatch):
     scored = Scored(cohort)
-    monkeypatch.setattr(merge, "FEW", len(scored.plan.shards))
+    monkeypatch.setattr(merge, "MANY", ((len(scored.plan.shards), 2**20),))
     assert scored.commit().parts == len(scored.plan.shards)
     assert merged(cohort) == []
     assert orphans(cohort) == set()
 
 
+def test_of_large_parts_more_may_stay(cohort, monkeypatch):
+    scored = Scored(cohort)
+    sizes = sorted(receipt.parts[0].bytes for receipt in scored.ledger().results())
+    monkeypatch.setattr(merge, "MANY", ((1, sizes[1]), (len(sizes), 2**20)))  # one is smaller, and they are not more
+    assert scored.commit().parts == len(sizes)
+    assert merged(cohort) == []
+
+
 def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_is(cohort, monkeypatch):
     scored = Scored(cohort)
     sizes = sorted(receipt.parts[0].bytes for receipt in scored.ledger().results())
-    monkeypatch.setattr(merge, "FEW", 2)
-    monkeypatch.setattr(merge, "SMALL", sizes[-1])  # at least one is as large
+    monkeypatch.setattr(merge, "MANY", ((2, sizes[-1]),))  # at least one is as large
     monkeypatch.setattr(merge, "LARGE", 1)
     monkeypatch.setattr(merge, "ROWS", 10)
     monkeypatch.setattr(merge, "JOINED", 1)
@@ -359,7 +366,7 @@ def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_i
 
 
 def test_a_merged_file_is_read_with_its_page_checksums(cohort, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 1)
+    monkeypatch.setattr(merge, "MANY", ((1, 2**20),))
     scored = Scored(cohort)
     scored.commit()
     [file] = merged(cohort)
@@ -380,7 +387,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
     made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=40, high=80))
     made.residues(lake)
     file = made.job_file(tmp_path)
-    code = "from diastole.jobs import merge; merge.FEW = 2; from diastole.cluster.cli import main; main()"
+    code = "from diastole.jobs import merge; merge.MANY = ((2, 2**20),); from diastole.cluster.cli import main; main()"
     env = {**os.environ, "DIASTOLE_LAKE": lake.store.root, "DIASTOLE_CRASH": f"after-merge:{tmp_path / 'flag'}"}
     line = [sys.executable, "-c", code, "run", file, "--json"]
     killed = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
@@ -388,7 +395,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
     assert made.table(lake) == []
     assert len(list(lake.store.list(f"runs/{runs.list_runs(lake)[0]}/receipts"))) > 2
     [left] = lake.store.path("predictions/o").rglob("*-wave*.parquet")
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     assert made.run(lake).resumed
     made.assert_each_once(lake, 240)
     assert merged(lake) == [left]
@@ -396,7 +403,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
 
 
 def test_a_shard_that_is_redone_after_the_merge_is_published_and_the_old_merge_is_not(cohort, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     scored = Scored(cohort)
     with monkeypatch.context() as patch:
         patch.setattr(commits.crash, "point", interrupted_at("before-commit"))
@@ -419,7 +426,7 @@ def interrupted_at(name):
 
 
 def test_what_others_published_is_taken_out_of_a_merged_file_too(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     early = Scored(cohort, name="early")
     made.add_proteins(cohort, tmp_path / "more", made.proteins(10, seed=9), prefix="q")
     late = Scored(cohort, name="late")
