@@ -89,8 +89,7 @@ def _link(
 ) -> None:
     if not files:
         return
-    for file in files:
-        lake.store.link(f"{source}/{file['path']}", f"{target}/{file['path']}")
+    lake.store.link({f"{source}/{file['path']}": f"{target}/{file['path']}" for file in files})
     delta.add_files(current, files, fence_taken)
 
 
