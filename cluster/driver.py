@@ -152,7 +152,7 @@ def _publish(
     if not last and delta.open_table(lake, lake.current(plan.output)) is not None:
         shown = predictions.read_current(lake, plan.output).to_table(columns=["item_id"])["item_id"]
         wanted = wanted.filter(pc.invert(pc.is_in(wanted["item_id"], shown.combine_chunks())))
-    predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted)
+    predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, wanted, plan.run_id)
     crash.point("before-record")
     started, ready, ended = times
     seconds = (ready - started, ended - ready + time.perf_counter() - begun)

@@ -14,16 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..lake import crash, delta, integrity, predictions
-from ..lake.database import Spool, database
+from ..lake.database import database
 from ..lake.errors import CommitError, EnvironmentFailure
 from ..lake.ids import digest
 from ..lake.layout import Lake
+from .check import check_receipts
 from .ledger import Ledger
 from .merge import merge
 from .parts import read_part, write_part
 from .plan import Plan
 from .receipts import Part, Receipt
-from .select import pair, suppressed
+from .select import suppressed
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -53,12 +54,11 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
     """
     if not ledger.finished:
         raise CommitError(f"run {plan.run_id[:8]}: shards are missing; run again to finish them")
-    results = ledger.results()
-    check_receipts(lake, plan, results)
+    check_receipts(lake, plan, ledger)
     crash.point("before-wave")
     maps: list[integrity.FileRecord] = []
     already, dropped = True, 0
-    for number, wave in enumerate(_waves(results, maps), start=1):
+    for number, wave in enumerate(_waves(ledger.results(), maps), start=1):
         if not _is_committed(lake, plan, number):
             wave = merge(lake, plan, number, wave)
             crash.point("after-merge")
@@ -79,71 +79,6 @@ def _waves(results: Iterable[Receipt], maps: list[integrity.FileRecord]) -> Iter
     left = parts()
     while wave := list(islice(left, WAVE_PARTS)):
         yield wave
-
-
-def check_receipts(lake: Lake, plan: Plan, results: Sequence[Receipt]) -> None:
-    """Every planned unit has one item row in a file that is there, whole, and inside the table's folder."""
-    with Spool(_ITEM_ROWS) as found, Spool(_DETAILS) as details:
-        for receipt in results:
-            for part in receipt.parts:
-                _check_part(lake, plan, receipt.shard, part, found, details)
-        units, counted = _differences(plan.units.select(["item_id", "input_digest"]), found.table(), details.table())
-        if units:
-            raise CommitError(
-                f"run {plan.run_id[:8]}: {plan.units.num_rows} units planned, {found.rows} item rows; nothing is published"
-            )
-        if counted:
-            rows = sum(part.rows for receipt in results for part in receipt.parts if part.level == "row")
-            raise CommitError(
-                f"run {plan.run_id[:8]}: {rows} detail rows, but the item rows count others; nothing is published"
-            )
-
-
-_ITEM_ROWS = pa.schema([("item_id", pa.string()), ("input_digest", pa.string()), ("n_rows", pa.int64())])
-_DETAILS = pa.schema([("item_id", pa.string()), ("n", pa.int64())])
-"""How many detail rows a part has of an item."""
-
-
-def _check_part(lake: Lake, plan: Plan, shard: str, part: Part, found: Spool, details: Spool) -> None:
-    """Hold a file to its receipt, and take what it says of units."""
-    root = lake.predictions(plan.output)
-    own = f"level={part.level}/key_group={plan.key_group}/{plan.run_id}-{shard}-"
-    if not part.path.startswith(own) or "/" in part.path.removeprefix(own):
-        raise CommitError(f"receipt of shard {shard} names a file outside of its table; nothing is published")
-    size = lake.store.size(f"{root}/{part.path}")
-    if size != part.bytes:
-        raise CommitError(
-            f"shard {shard}: its file is {'gone' if size is None else f'of {size} bytes, not {part.bytes}'}; "
-            f"delete runs/{plan.run_id}/receipts/{shard}.json and run again: the shard is redone"
-        )
-    table = read_part(lake, root, part, ["item_id"] if part.level == "row" else _ITEM_ROWS.names)
-    if table.num_rows != part.rows:
-        raise CommitError(f"shard {shard}: {table.num_rows} rows in a file, {part.rows} in its receipt")
-    if part.level == "item":
-        found.write_table(table)
-    else:
-        counted = pc.value_counts(table["item_id"])
-        details.write_table(pa.table({"item_id": counted.field("values"), "n": counted.field("counts")}))
-
-
-def _differences(planned: pa.Table, found: pa.Table, details: pa.Table) -> tuple[int, int]:
-    """(units that do not have exactly one item row, items whose detail rows are not as many as their row says)."""
-    key = pair("item_id", "input_digest")
-    with database() as opened:
-        for name, table in (("planned", planned), ("found", found), ("details", details)):
-            opened.register(name, table)
-        [counts] = opened.sql(
-            f"""
-            select (select count(*) from (
-                select key from (select {key} as key, 1 as n from planned union all select {key}, -1 from found)
-                group by key having sum(n) <> 0)),
-              (select count(*) from (
-                select item_id from (select item_id, n_rows as n from found where n_rows <> 0
-                                     union all select item_id, -n from details)
-                group by item_id having sum(n) <> 0))
-            """  # noqa: S608
-        ).fetchall()
-    return int(counts[0]), int(counts[1])
 
 
 def _fix_wave(lake: Lake, run_id: str, number: int, parts: Sequence[Part]) -> None:
@@ -240,7 +175,8 @@ def _without_published(
 
 def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
     """Items of the plan whose key another run has committed since the plan was made, with the status there."""
-    if table.version() == plan.table_version:
+    group = [("level", "=", "item"), ("key_group", "=", plan.key_group)]
+    if table.version() == plan.table_version or not table.file_uris(file_pruning_predicate=group):
         return {}
     key = {"model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id}
     with database() as opened:

@@ -131,6 +131,13 @@ class Ledger:
         """Whether a shard has a receipt."""
         return self._state(shard) in (DONE, SPLIT)
 
+    def span(self, shard: str) -> tuple[int, int]:
+        """From which unit of the plan to which."""
+        if "-" in shard:
+            return self._children[shard]
+        number = int(shard)
+        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
+
     def results(self) -> Results:
         """The receipts that hold rows, in the order of the shards."""
         names = self._names if not self._children else pa.array(self._with_rows(), pa.string())
@@ -149,7 +156,7 @@ class Ledger:
                 shard = self._suspects.popleft()
                 if self._state(shard) != WAITING:
                     continue
-                start, stop = self._span(shard)
+                start, stop = self.span(shard)
                 deaths, single = self._deaths.get(shard, 0), stop - start == 1
                 if not single and deaths >= (1 if "-" in shard else self.limit):
                     self._split(shard)
@@ -219,7 +226,7 @@ class Ledger:
         return self._back.popleft() if self._back else None
 
     def _hand(self, shard: str, *, alone: bool = False, copy: bool = False, refused: str | None = None) -> Shard:
-        start, stop = self._span(shard)
+        start, stop = self.span(shard)
         units = self.plan.units.slice(start, stop - start).combine_chunks()
         if refused is not None:
             for name, value in (("refused_code", "worker_died"), ("refused", refused)):
@@ -255,7 +262,7 @@ class Ledger:
             receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
 
     def _split(self, shard: str) -> None:
-        start, stop = self._span(shard)
+        start, stop = self.span(shard)
         half = (start + stop) // 2
         children = {f"{shard}-0": list(range(start, half)), f"{shard}-1": list(range(half, stop))}
         kept = receipts.put(self.lake, Receipt(self.plan.run_id, shard, 0, children=children))
@@ -284,13 +291,6 @@ class Ledger:
     def _leaves(self, shard: str) -> list[str]:
         halves = [child for child in (f"{shard}-0", f"{shard}-1") if child in self._children]
         return [leaf for child in halves for leaf in self._leaves(child)] if halves else [shard]
-
-    def _span(self, shard: str) -> tuple[int, int]:
-        """From which unit to which."""
-        if "-" in shard:
-            return self._children[shard]
-        number = int(shard)
-        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
 
     def _state(self, shard: str) -> int:
         return self._child_states.get(shard, WAITING) if "-" in shard else self._states[int(shard)]

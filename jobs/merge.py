@@ -11,10 +11,12 @@ from .parts import encoding, put_part, read_part
 from .plan import Plan
 from .receipts import Part
 
-FEW = 64
-"""Small parts of a level that stay as they are."""
-SMALL = 64 * 2**20
-"""Bytes of a part that stays as it is, however many there are."""
+MANY = ((64, 128 * 2**10), (512, 64 * 2**20))
+"""(how many, bytes): more parts of a level than so many are merged if they are smaller than so many bytes.
+
+A file takes a reader half a millisecond, which some thousand rows take too. So of files that have as many, more may stay:
+to write a row anew takes as long as to read it ten times.
+"""
 LARGE = 128 * 2**20
 """Bytes at which a merged file is full; it is held in memory as it is made."""
 ROWS = 2**17
@@ -29,10 +31,20 @@ def merge(lake: Lake, plan: Plan, number: int, parts: list[Part]) -> list[Part]:
     A merged file's path holds the wave and what is in it, so that merging again ends at the same files. The parts
     stay where they are, as files that no table has.
     """
-    small = {level: [p for p in parts if p.level == level and p.bytes < SMALL] for level in ("item", "row")}
-    many = [level for level, found in small.items() if len(found) > FEW]
-    merged = [file for level in many for file in _merged(lake, plan, number, small[level])]
-    return [p for p in parts if p.level not in many or p.bytes >= SMALL] + merged
+    small = [part for level in ("item", "row") for part in _many([p for p in parts if p.level == level])]
+    gone = {part.path for part in small}
+    levels = [[p for p in small if p.level == level] for level in ("item", "row")]
+    merged = [file for found in levels if found for file in _merged(lake, plan, number, found)]
+    return [p for p in parts if p.path not in gone] + merged
+
+
+def _many(parts: Sequence[Part]) -> list[Part]:
+    """Those of a level that are so many for their size that they are merged."""
+    for many, size in reversed(MANY):
+        small = [part for part in parts if part.bytes < size]
+        if len(small) > many:
+            return small
+    return []
 
 
 def _merged(lake: Lake, plan: Plan, number: int, parts: Sequence[Part]) -> Iterator[Part]:
@@ -50,15 +62,17 @@ def _merged(lake: Lake, plan: Plan, number: int, parts: Sequence[Part]) -> Itera
 
 def _row_groups(lake: Lake, root: str, parts: Sequence[Part]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
-    tables: list[pa.Table] = []
-    for number, part in enumerate(parts, start=1):
-        tables.append(read_part(lake, root, part, None))
-        if len(tables) == JOINED or number == len(parts):
-            held.append(pa.concat_tables(tables).combine_chunks())
-            tables = []
-            if sum(table.num_rows for table in held) >= ROWS or number == len(parts):
-                yield pa.concat_tables(held).combine_chunks()
-                held = []
+    rows = apart = 0
+    for part in parts:
+        held.append(read_part(lake, root, part, None))
+        rows, apart = rows + part.rows, apart + 1
+        if rows >= ROWS:
+            yield pa.concat_tables(held)
+            held, rows, apart = [], 0, 0
+        elif apart == JOINED:
+            held[-JOINED:], apart = [pa.concat_tables(held[-JOINED:]).combine_chunks()], 0
+    if held:
+        yield pa.concat_tables(held)
 
 
 class _File:

@@ -7,12 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import pyarrow as pa
 
 from ..lake.errors import CommitError
 from ..lake.layout import Lake
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 READERS = 16
 """Threads that read receipts."""
@@ -89,7 +92,7 @@ def read_one(lake: Lake, run_id: str, shard: str) -> Receipt:
 def read_all(lake: Lake, run_id: str) -> Iterator[Receipt]:
     """All receipts of a run, from storage, in no order."""
     names = (name.removesuffix(".json") for name in lake.store.names(f"{lake.run(run_id)}/receipts"))
-    return _in_threads(partial(read_one, lake, run_id), names)
+    return in_threads(partial(read_one, lake, run_id), names)
 
 
 class Results(Sequence[Receipt]):
@@ -114,7 +117,7 @@ class Results(Sequence[Receipt]):
         return self._read(self._shards[index].as_py())
 
     def __iter__(self) -> Iterator[Receipt]:
-        return _in_threads(self._read, (shard.as_py() for shard in self._shards))
+        return in_threads(self._read, (shard.as_py() for shard in self._shards))
 
     def _read(self, shard: str) -> Receipt:
         try:
@@ -123,14 +126,14 @@ class Results(Sequence[Receipt]):
             raise CommitError(f"the receipt of shard {shard} is gone; run again: its shard is redone") from None
 
 
-def _in_threads(read: Callable[[str], Receipt], names: Iterable[str]) -> Iterator[Receipt]:
-    """Read by name, in the order of the names, some at a time: an object store answers many in the time of one."""
-    left = iter(names)
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[Future[list[Receipt]]] = deque()
+def in_threads(call: Callable[[T], R], values: Iterable[T], threads: int = READERS, chunk: int = CHUNK) -> Iterator[R]:
+    """What `call` gives of each, in their order, some at a time: an object store answers many in the time of one."""
+    left = iter(values)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[list[R]]] = deque()
         while True:
-            while len(ahead) < 2 * READERS and (chunk := list(islice(left, CHUNK))):
-                ahead.append(pool.submit(lambda some: [read(name) for name in some], chunk))
+            while len(ahead) < 2 * threads and (some := list(islice(left, chunk))):
+                ahead.append(pool.submit(lambda some: [call(value) for value in some], some))
             if not ahead:
                 return
             yield from ahead.popleft().result()

@@ -10,7 +10,7 @@ from . import delta
 from .errors import LakeError
 from .ids import digest
 from .layout import Lake
-from .whole import link_runs
+from .whole import link_only_run, link_runs
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -118,16 +118,19 @@ def _brief(value: Any) -> str:
     return value if isinstance(value, str) else ", ".join(value) or "none"
 
 
-def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str, wanted: pa.Table) -> None:
+def refresh_current(
+    lake: Lake, output: str, model_digest: str, spec_digest: str, wanted: pa.Table, run: str | None = None
+) -> None:
     """Make `current/OUTPUT` show what a job means: of each wanted (item_id, input_digest) the row of this model and spec.
 
     Items that have no such row keep what they had, unless it is of a content that the item has no more. Of several rows
     of a key, a scored one and the last attempt count. Two refreshes at a time end as if they had come one after the other.
+    Of a `run`, all rows are known to be of wanted units of this model and spec.
     """
     import duckdb
 
     key = {"model": model_digest, "spec": spec_digest}
-    own = [("key_group", "=", key_group(model_digest, spec_digest))]
+    group = key_group(model_digest, spec_digest)
 
     def attempt() -> None:
         predicted = delta.open_table(lake, lake.predictions(output))
@@ -138,14 +141,16 @@ def refresh_current(lake: Lake, output: str, model_digest: str, spec_digest: str
         # Taken before the predictions are read, so that a refresh that comes between makes this one start again.
         fence = delta.fence(shown)
         predicted.update_incremental()
+        tables = (lake.predictions(output), predicted), (lake.current(output), shown)
+        if run is not None and link_only_run(lake, run, group, *tables, fence):
+            return
         with duckdb.connect(config={"enable_external_access": False}) as connection:
-            connection.register("predicted", delta.dataset(predicted, own))
+            connection.register("predicted", delta.dataset(predicted, [("key_group", "=", group)]))
             connection.register("shown", delta.dataset(shown))
             connection.register("wanted", wanted)
             connection.execute(f"create temp table chosen as {_CHOSEN}", key)
             if connection.sql(_SAME).fetchall() == [(True,)]:
                 return
-            tables = (lake.predictions(output), predicted), (lake.current(output), shown)
             if link_runs(lake, connection, _STAYS, *tables, fence):
                 return
             batches = (batch.cast(schema) for batch in connection.sql(_SHOWN).to_arrow_reader(65536))

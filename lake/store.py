@@ -3,7 +3,7 @@
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """What may be opened. `http` is not: a lake's URL must not reach a cloud's metadata service."""
 
 SYNCS = 8
-"""Files that are made durable at a time."""
+"""Files that are made durable, or copied, at a time."""
 
 
 class Store:
@@ -145,23 +145,30 @@ class Store:
         _sync(path.parent)
         return True
 
-    def link(self, source: str, target: str) -> None:
-        """Let what is at `source`, and never changes, be at `target` too: a link where the folder has them, else a copy."""
+    def link(self, paths: Mapping[str, str]) -> None:
+        """Let what is at each source, and never changes, be at its target too: a link where the folder has them, else a copy."""
         if self.local is None:
-            import obstore
+            with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-copy") as threads:
+                list(threads.map(self._copy, paths, paths.values()))
+            return
+        folders = dict.fromkeys(self.path(target).parent for target in paths.values())
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for source, target in paths.items():
+            try:
+                os.link(self.path(source), self.path(target))
+            except FileExistsError:
+                continue
+            except OSError:  # not of this file system
+                self.put_if_absent(target, self.get(source))
+        for folder in folders:  # once, not after each: a disk takes milliseconds for it
+            _sync(folder)
 
-            with _translated(source):
-                obstore.copy(self._obstore, _check(source), _check(target))
-            return
-        path = self.path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(self.path(source), path)
-            _sync(path.parent)
-        except FileExistsError:
-            return
-        except OSError:  # not of this file system
-            self.put_if_absent(target, self.get(source))
+    def _copy(self, source: str, target: str) -> None:
+        import obstore
+
+        with _translated(source):
+            obstore.copy(self._obstore, _check(source), _check(target))
 
     def delete(self, relative: str) -> None:
         """Remove one file, if it is there."""

@@ -31,6 +31,27 @@ _RUNS = f"""
 """Runs with rows that are to be shown and are not yet, and whether that are all of the run's."""
 
 
+def link_only_run(
+    lake: Lake,
+    run_id: str,
+    group: str,
+    predicted: tuple[str, "DeltaTable"],
+    shown: tuple[str, "DeltaTable"],
+    fence_taken: Any,
+) -> bool:
+    """Bring a run, all of whose rows are wanted, into a `current/` that is empty, if its key group has no other.
+
+    So it is the first time; then no row need be looked at. False where it is not so.
+    """
+    (source, table), (target, current) = predicted, shown
+    files = [file for file in _files(table) if file["partition"]["key_group"] == group]
+    own = all(file["path"].rsplit("/", 1)[1].startswith(f"{run_id}-") for file in files)
+    if not own or not _same_columns(table, current) or current.file_uris():
+        return False
+    _link(lake, source, target, files, current, fence_taken)
+    return True
+
+
 def link_runs(
     lake: Lake,
     connection: "DuckDBPyConnection",
@@ -44,7 +65,7 @@ def link_runs(
     `connection` has `predicted`, `shown` and `chosen`; `stays` selects rows that have none of their wanted key and stay.
     """
     (source, table), (target, current) = predicted, shown
-    if current.metadata().partition_columns != table.metadata().partition_columns or current.schema() != table.schema():
+    if not _same_columns(table, current):
         return False
     if connection.sql(f"with stays as (select item_id from {stays}) {_GOES}").fetchall() != [(0,)]:  # noqa: S608 - ours
         return False
@@ -52,10 +73,24 @@ def link_runs(
     if not all(runs.values()):
         return False
     files = [file for file in _files(table) if any(f"/{run}-" in file["path"] for run in runs)]
-    for file in files:
-        lake.store.link(f"{source}/{file['path']}", f"{target}/{file['path']}")
-    delta.add_files(current, files, fence_taken)
+    _link(lake, source, target, files, current, fence_taken)
     return True
+
+
+def _same_columns(table: "DeltaTable", current: "DeltaTable") -> bool:
+    return bool(
+        current.metadata().partition_columns == table.metadata().partition_columns
+        and current.schema() == table.schema()
+    )
+
+
+def _link(
+    lake: Lake, source: str, target: str, files: list[dict[str, Any]], current: "DeltaTable", fence_taken: Any
+) -> None:
+    if not files:
+        return
+    lake.store.link({f"{source}/{file['path']}": f"{target}/{file['path']}" for file in files})
+    delta.add_files(current, files, fence_taken)
 
 
 def _files(table: "DeltaTable") -> list[dict[str, Any]]:

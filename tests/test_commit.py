@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from diastole.cluster import driver, local
+from diastole.jobs import check, merge, parts, receipts, runs
 from diastole.jobs import commit as commits
-from diastole.jobs import merge, receipts, runs
 from diastole.jobs.ledger import Ledger
 from diastole.lake import delta, integrity, predictions
 from diastole.lake.errors import CommitError
@@ -119,13 +119,54 @@ def test_a_unit_twice_a_unit_short_and_a_false_count_are_refused(cohort):
     scored = Scored(cohort)
     honest = scored.receipt()
     scored.change("00000", parts=(honest.parts[0], honest.parts[0]))
-    refused(scored, r"40 units planned, \d\d item rows")
+    units = honest.parts[0].rows
+    refused(scored, f"shard 00000: {units} units planned, {2 * units} item rows, {units} units not once")
     scored.change("00000", parts=())
-    refused(scored, r"40 units planned, [23]\d item rows")
+    refused(scored, f"{units} units planned, 0 item rows")
     scored.change("00000", parts=(dataclasses.replace(honest.parts[0], rows=honest.parts[0].rows + 1),))
     refused(scored, "rows in a file")
     scored.change("00000", parts=honest.parts)
     assert scored.commit().rows == 40
+
+
+def test_rows_may_come_in_any_order_and_each_must_be_of_a_unit_of_its_shard(cohort):
+    scored = Scored(cohort)
+    rows, stranger = (pq.ParquetFile(scored.part(number)).read() for number in (0, 1))
+    first, last = rows.slice(0, 1), rows.slice(rows.num_rows - 1)
+    place, other = rows.schema.get_field_index("input_digest"), pa.array(["0" * 32], pa.string())
+
+    def forge(table, name):
+        stem = f"level=item/key_group={scored.plan.key_group}/{scored.plan.run_id}-00000-{name}"
+        scored.change("00000", parts=(parts.write_part(cohort, "predictions/o", stem, table, "item"),))
+
+    forge(pa.concat_tables([rows.slice(1), stranger.slice(0, 1)]), "strange")
+    refused(scored, "2 units not once")
+    forge(pa.concat_tables([rows.slice(1), last]), "twice")
+    refused(scored, "2 units not once")
+    forge(pa.concat_tables([first.set_column(place, rows.schema.field(place), other), rows.slice(1)]), "changed")
+    refused(scored, "2 units not once")
+    forge(rows.take(pa.array(range(rows.num_rows))[::-1]), "turned")
+    assert scored.commit().rows == 40
+    made.assert_each_once(cohort, 40)
+
+
+def test_where_storage_is_far_shards_are_held_to_the_plan_in_threads(cohort, monkeypatch):
+    monkeypatch.setattr(check, "_is_far", lambda lake: True)
+    scored = Scored(cohort)
+    honest = scored.receipt(3)
+    scored.change("00003", parts=())
+    refused(scored, "shard 00003")
+    scored.change("00003", parts=honest.parts)
+    assert scored.commit().rows == 40
+    made.assert_each_once(cohort, 40)
+
+
+def test_shards_that_leave_a_unit_of_the_plan_out_or_have_it_twice_publish_nothing(cohort, monkeypatch):
+    scored, whole = Scored(cohort), Ledger.results
+    sizes = list(scored.plan.shards.values())
+    for shards, unit in ((slice(-1), sum(sizes[:-1])), (slice(1, None), 0), (slice(0, None, 2), sizes[0])):
+        monkeypatch.setattr(Ledger, "results", lambda ledger, shards=shards: whole(ledger)[shards])
+        refused(scored, f"see unit {unit};")
 
 
 def test_a_receipt_of_another_run_is_refused(cohort):
@@ -282,7 +323,7 @@ def orphans(lake):
 def test_a_few_small_parts_stay_and_many_are_published_as_one_file_per_level(cohort, monkeypatch):
     scored = Scored(cohort)
     parts = [receipt.parts[0] for receipt in scored.ledger().results()]
-    monkeypatch.setattr(merge, "FEW", len(parts) - 1)
+    monkeypatch.setattr(merge, "MANY", ((len(parts) - 1, 2**20),))
     done = scored.commit()
     [file] = merged(cohort)
     assert (done.rows, done.parts) == (40, 1)
@@ -297,17 +338,24 @@ def test_a_few_small_parts_stay_and_many_are_published_as_one_file_per_level(coh
 
 def test_few_parts_are_not_merged(cohort, monkeypatch):
     scored = Scored(cohort)
-    monkeypatch.setattr(merge, "FEW", len(scored.plan.shards))
+    monkeypatch.setattr(merge, "MANY", ((len(scored.plan.shards), 2**20),))
     assert scored.commit().parts == len(scored.plan.shards)
     assert merged(cohort) == []
     assert orphans(cohort) == set()
 
 
+def test_of_large_parts_more_may_stay(cohort, monkeypatch):
+    scored = Scored(cohort)
+    sizes = sorted(receipt.parts[0].bytes for receipt in scored.ledger().results())
+    monkeypatch.setattr(merge, "MANY", ((1, sizes[1]), (len(sizes), 2**20)))  # one is smaller, and they are not more
+    assert scored.commit().parts == len(sizes)
+    assert merged(cohort) == []
+
+
 def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_is(cohort, monkeypatch):
     scored = Scored(cohort)
     sizes = sorted(receipt.parts[0].bytes for receipt in scored.ledger().results())
-    monkeypatch.setattr(merge, "FEW", 2)
-    monkeypatch.setattr(merge, "SMALL", sizes[-1])  # at least one is as large
+    monkeypatch.setattr(merge, "MANY", ((2, sizes[-1]),))  # at least one is as large
     monkeypatch.setattr(merge, "LARGE", 1)
     monkeypatch.setattr(merge, "ROWS", 10)
     monkeypatch.setattr(merge, "JOINED", 1)
@@ -318,7 +366,7 @@ def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_i
 
 
 def test_a_merged_file_is_read_with_its_page_checksums(cohort, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 1)
+    monkeypatch.setattr(merge, "MANY", ((1, 2**20),))
     scored = Scored(cohort)
     scored.commit()
     [file] = merged(cohort)
@@ -339,7 +387,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
     made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=40, high=80))
     made.residues(lake)
     file = made.job_file(tmp_path)
-    code = "from diastole.jobs import merge; merge.FEW = 2; from diastole.cluster.cli import main; main()"
+    code = "from diastole.jobs import merge; merge.MANY = ((2, 2**20),); from diastole.cluster.cli import main; main()"
     env = {**os.environ, "DIASTOLE_LAKE": lake.store.root, "DIASTOLE_CRASH": f"after-merge:{tmp_path / 'flag'}"}
     line = [sys.executable, "-c", code, "run", file, "--json"]
     killed = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
@@ -347,7 +395,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
     assert made.table(lake) == []
     assert len(list(lake.store.list(f"runs/{runs.list_runs(lake)[0]}/receipts"))) > 2
     [left] = lake.store.path("predictions/o").rglob("*-wave*.parquet")
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     assert made.run(lake).resumed
     made.assert_each_once(lake, 240)
     assert merged(lake) == [left]
@@ -355,7 +403,7 @@ def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_o
 
 
 def test_a_shard_that_is_redone_after_the_merge_is_published_and_the_old_merge_is_not(cohort, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     scored = Scored(cohort)
     with monkeypatch.context() as patch:
         patch.setattr(commits.crash, "point", interrupted_at("before-commit"))
@@ -378,7 +426,7 @@ def interrupted_at(name):
 
 
 def test_what_others_published_is_taken_out_of_a_merged_file_too(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(merge, "FEW", 2)
+    monkeypatch.setattr(merge, "MANY", ((2, 2**20),))
     early = Scored(cohort, name="early")
     made.add_proteins(cohort, tmp_path / "more", made.proteins(10, seed=9), prefix="q")
     late = Scored(cohort, name="late")
@@ -405,7 +453,7 @@ def test_every_unit_and_every_detail_row_is_counted_whatever_the_totals_are():
         planned = pa.table({"item_id": ["a", "b", "c"], "input_digest": ["1", "2", "3"]})
         rows = pa.table(dict(zip(["item_id", "input_digest", "n_rows"], zip(*found, strict=True), strict=True)))
         counted = pa.table({"item_id": [name for name, _ in details], "n": [n for _, n in details]})
-        return commits._differences(planned, rows, counted)
+        return check.differences(planned, rows, counted)
 
     whole = [("c", "3", None), ("a", "1", 5), ("b", "2", 0)]
     assert differences(whole, [("a", 2), ("a", 3)]) == (0, 0)

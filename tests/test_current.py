@@ -1,5 +1,7 @@
 """`current/` shows what a job means now, never an older state or another content."""
 
+import contextlib
+
 import made
 import pytest
 
@@ -91,3 +93,67 @@ def test_a_night_that_only_brings_new_items_writes_nothing_anew(cohort, tmp_path
     assert len(published) == len(table.file_uris())
     rows = predictions.read_current(cohort, "o").to_table().to_pylist()
     assert {row["key_group"] for row in rows} == {row["key_group"] for row in made.table(cohort)} != {None}
+
+
+def test_a_first_run_is_shown_by_links_and_no_row_is_looked_at(cohort, monkeypatch):
+    monkeypatch.setattr("diastole.lake.whole.link_runs", None)
+    monkeypatch.setattr("diastole.lake.predictions.link_runs", None)
+    made.run(cohort)
+    assert lengths(cohort) == [5, 10]
+    table = delta.open_table(cohort, cohort.current("o"))
+    for uri in table.file_uris():
+        path = uri.split("current/o/")[1]
+        assert cohort.store.path(f"current/o/{path}").samefile(cohort.store.path(f"predictions/o/{path}"))
+
+
+@contextlib.contextmanager
+def killed_at(monkeypatch, name):
+    """The driver dies at a point; what follows is another."""
+
+    def point(here):
+        if here == name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diastole.lake.crash.point", point)
+        yield
+
+
+def test_of_two_runs_that_nobody_showed_each_item_shows_its_last_attempt(cohort, tmp_path, monkeypatch):
+    with killed_at(monkeypatch, "before-current"), pytest.raises(KeyboardInterrupt):
+        made.run(cohort, Choice(limit=1))
+    with killed_at(monkeypatch, "before-current"), pytest.raises(KeyboardInterrupt):
+        made.run(cohort, name="other")
+    assert len(made.table(cohort)) == 2
+    assert made.run(cohort).resumed
+    assert lengths(cohort) == [5, 10]
+
+
+def test_a_first_refresh_that_another_overtakes_shows_each_item_once(cohort, monkeypatch):
+    add, overtaken = delta.add_files, []
+
+    def slow(table, files, fence):
+        if not overtaken:
+            overtaken.append(True)
+            plan, _, _ = plan_job(cohort, made.job(), Choice())
+            predictions.refresh_current(cohort, "o", plan.model_digest, plan.spec_digest, plan.wanted)
+        add(table, files, fence)
+
+    monkeypatch.setattr(delta, "add_files", slow)
+    made.run(cohort)
+    assert overtaken
+    rows = predictions.read_current(cohort, "o").to_table().to_pylist()
+    assert sorted(row["length"] for row in rows if row["level"] == "item") == [5, 10]
+
+
+def test_a_first_refresh_that_was_killed_between_links_and_table_is_done_by_the_next_run(cohort, monkeypatch):
+    def killed(table, files, fence):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delta, "add_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.run(cohort)
+    assert shown(cohort) == {}
+    made.run(cohort)
+    assert lengths(cohort) == [5, 10]

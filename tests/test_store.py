@@ -1,9 +1,12 @@
+import errno
+import os
 import pickle
 import subprocess
 import sys
 
 import pytest
 
+from diastole.lake import store as _store
 from diastole.lake.errors import EnvironmentFailure, LakeError
 from diastole.lake.layout import Lake, probe_conditional_put
 from diastole.lake.store import Store
@@ -136,3 +139,32 @@ def test_a_part_of_a_file_can_be_read_and_names_are_those_of_one_folder(tmp_path
     assert list(store.names("nothing")) == []
     with pytest.raises(FileNotFoundError), store.open("runs/none") as file:
         file.read()
+
+
+@pytest.mark.parametrize("root", ["{tmp}/lake", "memory://"])
+def test_linked_files_are_there_under_both_names_and_again_changes_nothing(tmp_path, root, monkeypatch):
+    store = Store(root.format(tmp=tmp_path))
+    synced: list[str] = []
+    whole = _store._sync
+    monkeypatch.setattr(_store, "_sync", lambda path: (whole(path), synced.append(path.name)))
+    paths = {f"a/x/{n}": f"b/{'x' if n % 2 else 'y'}/{n}" for n in range(20)}
+    for path in paths:
+        store.put(path, path.encode(), durable=False)
+    for _ in range(2):
+        store.link(paths)
+        assert {store.get(target).decode(): target for target in paths.values()} == paths
+    assert sorted(synced) == (["x", "x", "y", "y"] if store.local is not None else [])
+
+
+def test_where_a_folder_has_no_links_files_are_copied(tmp_path, monkeypatch):
+    store, link = Store(str(tmp_path)), os.link
+    store.put("a/x", b"1")
+
+    def other_file_system(source, target):
+        if ".part-" not in str(source):  # what is written aside lies beside its target
+            raise OSError(errno.EXDEV, "not of this file system")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", other_file_system)
+    store.link({"a/x": "b/x"})
+    assert store.get("b/x") == b"1"

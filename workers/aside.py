@@ -1,6 +1,6 @@
 """A lake that is read where it lies, and written to elsewhere: what probes score leaves nothing in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,9 +40,10 @@ class Aside(Store):
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         return self._to(relative).put_if_absent(relative, data)
 
-    def link(self, source: str, target: str) -> None:
-        self._to(source)
-        self._to(target).link(source, target)
+    def link(self, paths: Mapping[str, str]) -> None:
+        for path in (*paths, *paths.values()):
+            self._to(path)
+        self._folder.link(paths)
 
     def delete(self, relative: str) -> None:
         self._to(relative).delete(relative)
