@@ -192,6 +192,17 @@ def test_a_lost_shard_or_a_row_outside_is_bad_and_a_lost_pack_is_said(lake):
             packs.Pack.open(lake, path)
 
 
+@pytest.mark.parametrize("rows", [0, -4, 3, 10**12])
+def test_a_pack_that_says_other_rows_of_a_chunk_is_damaged(lake, rows):
+    images = noise()
+    path = stored(lake, images)
+    group = json.loads(lake.store.get(f"{path}/zarr.json"))
+    group["attributes"]["diastole"]["rows"] = rows
+    lake.store.put(f"{path}/zarr.json", json.dumps(group).encode())
+    with pytest.raises(ItemError, match="its pack of images is missing or damaged"):
+        packs.Pack.open(lake, path)
+
+
 def test_a_pack_that_was_half_written_is_written_again_and_a_whole_one_is_left(lake, monkeypatch):
     images = noise()
     with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from diastole.lake.errors import EnvironmentFailure, LakeError
@@ -136,3 +137,17 @@ def test_a_part_of_a_file_can_be_read_and_names_are_those_of_one_folder(tmp_path
     assert list(store.names("nothing")) == []
     with pytest.raises(FileNotFoundError), store.open("runs/none") as file:
         file.read()
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_buffers_are_filled_with_parts_of_a_file(tmp_path, where):
+    store = Store(str(tmp_path) if where == "folder" else "memory://")
+    store.put("a/b", bytes(range(256)))
+    whole = np.zeros((3, 16), np.uint8)
+    assert store.fill("a/b", [(0, whole[2]), (200, whole[0]), (250, whole[1])]).tolist() == [True, True, False]
+    assert whole[0].tolist() == list(range(200, 216))
+    assert whole[2].tolist() == list(range(16))
+    with pytest.raises(FileNotFoundError):
+        store.fill("a/none", [(0, whole[0])])
+    with pytest.raises(LakeError, match="not a path inside"):
+        store.fill("../b", [(0, whole[0])])
