@@ -37,7 +37,8 @@ def write_sharded(
     for place in product(*(range(-(-size // shard)) for size, shard in zip(data.shape, shards, strict=True))):
         key = "/".join(map(str, place))
         lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards, plain=plain), durable=False)
-    lake.store.put(f"{path}/zarr.json", _metadata(data, chunks, shards, dimensions, plain=plain), durable=False)
+    described = json.dumps(metadata(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
+    lake.store.put(f"{path}/zarr.json", described, durable=False)  # indented, it would be Python's slow encoder
 
 
 def _shard(
@@ -85,9 +86,16 @@ def _chunks(
         yield np.ascontiguousarray(piece)
 
 
-def _metadata(
-    data: np.ndarray, chunks: Sequence[int], shards: Sequence[int], dimensions: Sequence[str], *, plain: bool
-) -> bytes:
+def metadata(
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int],
+    shards: Sequence[int],
+    dimensions: Sequence[str],
+    *,
+    plain: bool,
+) -> dict[str, Any]:
+    """What zarr.json says of an array that `write_sharded` wrote."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
     inner = {
@@ -96,17 +104,16 @@ def _metadata(
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
-    values: dict[str, Any] = {
+    return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(data.shape),
-        "data_type": data.dtype.name,
+        "shape": list(shape),
+        "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shards)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0 if data.dtype.kind in "iu" else 0.0,
+        "fill_value": 0 if dtype.kind in "iu" else 0.0,
         "codecs": [{"name": "sharding_indexed", "configuration": inner}],
         "attributes": {},
         "dimension_names": list(dimensions),
         "storage_transformers": [],
     }
-    return json.dumps(values).encode()  # indented, it would be Python's slow encoder

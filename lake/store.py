@@ -3,11 +3,13 @@
 import io
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .errors import EnvironmentFailure, LakeError
 
@@ -19,6 +21,8 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 
 SYNCS = 8
 """Files that are made durable, or copied, at a time."""
+REQUESTS = 8
+"""Parts of an object that are asked for at a time: one stream of an object store is slow."""
 
 
 class Store:
@@ -78,6 +82,27 @@ class Store:
             import obstore
 
             return io.BufferedReader(_Object(obstore.open_reader(self._obstore, _check(relative))))
+
+    def fill(self, relative: str, places: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+        """Read parts of one file straight into buffers: each, (bytes,) uint8, from its offset.
+
+        Which of them were filled, (n,) bool: not those that reach beyond the end of a file in a folder. Raises
+        FileNotFoundError; EnvironmentFailure where storage fails.
+        """
+        with self.reading(relative):
+            if self.local is not None:
+                with self.path(relative).open("rb", buffering=0) as file:
+                    return np.array([_filled(file, *place) for place in places], bool)
+            import obstore
+
+            def get(place: tuple[int, np.ndarray]) -> bool:
+                offset, into = place
+                part = obstore.get_range(self._obstore, _check(relative), start=offset, length=len(into))
+                into[: len(part)] = np.frombuffer(memoryview(part), np.uint8)
+                return len(part) == len(into)
+
+            with ThreadPoolExecutor(REQUESTS, thread_name_prefix="diastole-get") as threads:
+                return np.array(list(threads.map(get, places)), bool)
 
     def size(self, relative: str) -> int | None:
         """Size in bytes, or None where there is nothing."""
@@ -276,6 +301,18 @@ def _check(relative: str) -> str:
     if not parts or relative.startswith("/") or ".." in parts or "\\" in relative:
         raise LakeError(f"{relative!r} is not a path inside a lake")
     return relative
+
+
+def _filled(file: Any, offset: int, into: np.ndarray) -> bool:
+    """Whether an open file, unbuffered, has as many bytes there as go into the buffer."""
+    file.seek(offset)
+    done = 0
+    while done < len(into):
+        count = file.readinto(into[done:])
+        if not count:
+            return False
+        done += count
+    return True
 
 
 def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:

@@ -92,11 +92,14 @@ def codec(lake, path):
     return json.dumps(json.loads(lake.store.get(f"{path}/images/zarr.json"))["codecs"])
 
 
-def test_what_zstd_makes_no_smaller_is_stored_as_it_is_with_a_checksum(lake):
-    hard = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE)).astype(np.uint8)
-    assert "zstd" not in codec(lake, stored(lake, hard))
-    assert "crc32c" in codec(lake, stored(lake, hard)).split("index_codecs")[0]
-    assert "zstd" in codec(lake, stored(lake, noise() // 30))
+@pytest.mark.parametrize(("values", "packed"), [(256, False), (128, False), (32, True), (4, True)])
+def test_what_zstd_makes_little_smaller_is_stored_as_it_is_with_a_checksum(lake, values, packed):
+    images = np.random.default_rng(0).integers(0, values, (COUNT, *SHAPE)).astype(np.uint8)
+    path = stored(lake, images)
+    assert ("zstd" in codec(lake, path)) == packed
+    assert ("crc32c" in codec(lake, path).split("index_codecs")[0]) == (not packed)
+    size = lake.store.size(shard(path))
+    assert size < 0.8 * images.nbytes if packed else size == 6 * (ROWS * 256 + 4 + 16) + 4
 
 
 def test_every_chunk_is_written_also_an_empty_one(lake):
@@ -190,6 +193,17 @@ def test_a_lost_shard_or_a_row_outside_is_bad_and_a_lost_pack_is_said(lake):
         lake.store.delete(f"{path}/{lost}")
         with pytest.raises(ItemError, match="diastole ingest d SOURCES --verify"):
             packs.Pack.open(lake, path)
+
+
+@pytest.mark.parametrize("rows", [0, -4, 3, 10**12])
+def test_a_pack_that_says_other_rows_of_a_chunk_is_damaged(lake, rows):
+    images = noise()
+    path = stored(lake, images)
+    group = json.loads(lake.store.get(f"{path}/zarr.json"))
+    group["attributes"]["diastole"]["rows"] = rows
+    lake.store.put(f"{path}/zarr.json", json.dumps(group).encode())
+    with pytest.raises(ItemError, match="its pack of images is missing or damaged"):
+        packs.Pack.open(lake, path)
 
 
 def test_a_pack_that_was_half_written_is_written_again_and_a_whole_one_is_left(lake, monkeypatch):

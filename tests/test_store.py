@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from diastole.lake import store as _store
@@ -168,3 +169,17 @@ def test_where_a_folder_has_no_links_files_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", other_file_system)
     store.link({"a/x": "b/x"})
     assert store.get("b/x") == b"1"
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_buffers_are_filled_with_parts_of_a_file(tmp_path, where):
+    store = Store(str(tmp_path) if where == "folder" else "memory://")
+    store.put("a/b", bytes(range(256)))
+    whole = np.zeros((3, 16), np.uint8)
+    assert store.fill("a/b", [(0, whole[2]), (200, whole[0]), (250, whole[1])]).tolist() == [True, True, False]
+    assert whole[0].tolist() == list(range(200, 216))
+    assert whole[2].tolist() == list(range(16))
+    with pytest.raises(FileNotFoundError):
+        store.fill("a/none", [(0, whole[0])])
+    with pytest.raises(LakeError, match="not a path inside"):
+        store.fill("../b", [(0, whole[0])])

@@ -1,8 +1,10 @@
 """A lake that is read where it lies, and written to elsewhere: what probes score leaves nothing in it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from ..lake.errors import EnvironmentFailure
 from ..lake.layout import Lake
@@ -30,6 +32,9 @@ class Aside(Store):
 
     def open(self, relative: str) -> Any:
         return self._at(relative).open(relative)
+
+    def fill(self, relative: str, places: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+        return self._at(relative).fill(relative, places)
 
     def size(self, relative: str) -> int | None:
         return self._at(relative).size(relative)

@@ -125,7 +125,7 @@ class Engine:
             out.flush()
             units = shard.units
             if self.task.blocks and (packed := in_packs(units)).any():
-                self._read_blocks(units.filter(pa.array(packed)), out)
+                self._read_blocks(units if packed.all() else units.filter(pa.array(packed)), out)
                 units = units.filter(pa.array(~packed))
             rows = units.to_pylist()
             reader.ahead(rows)
