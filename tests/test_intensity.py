@@ -41,7 +41,7 @@ def plainly(data, source, quantiles=None, standardise=False, scale=1.0, shift=0.
     [
         {"quantiles": (0.005, 0.995), "standardise": True, "scale": 0.226, "shift": 0.449},
         {"quantiles": (0.0, 1.0)},
-        {"quantiles": (0.3, 0.31), "scale": -2.0},
+        {"quantiles": (0.3, 0.5), "scale": -2.0},
         {"standardise": True},
         {"scale": 0.5, "shift": -1.0},
     ],

@@ -14,6 +14,7 @@ from ...lake.models import Manifest
 from .checks import no_volume, wrong_outputs
 from .geometry import canonical, filled, largest_component, nearest, stored
 from .intensity import Intensity, Source, scale_into
+from .measure import mean_inside, measured
 
 
 class Pass(Options):
@@ -163,11 +164,10 @@ class Segment(Task):
                 inside = largest_component(inside)
             if self.options.fill:
                 inside = filled(inside)
-            if count := int(np.count_nonzero(inside)):
-                mean = float(np.add.reduce(np.multiply(state.probability, inside), axis=None, dtype=np.float64) / count)
+            mean = mean_inside(state.probability, inside)
             whole[state.box] = inside
         mask = stored(whole, state.meta, self.manifest.inputs["input"].orientation, self.options.axes)
-        columns = {**_measure(mask, state.meta), "mean_probability": mean, "non_finite": state.non_finite}
+        columns = {**measured(mask, state.meta), "mean_probability": mean, "non_finite": state.non_finite}
         return Result(columns, maps={"mask": DenseMap(mask, "input", self.manifest.classes)})
 
 
@@ -215,21 +215,3 @@ def _box(mask: np.ndarray, shape: Sequence[int], within: Box | None, one: Pass) 
         start = min(first + max(0, int(centre - size / 2)), last - 1)
         slices.append(slice(start, min(last, max(start + 1, first + int(centre + size / 2)))))
     return (slices[0], slices[1], slices[2])
-
-
-def _measure(mask: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Volume, box and centroid of a (z, y, x) mask."""
-    affine = np.array(meta["affine"], dtype=float).reshape(4, 4)
-    planes, rows = mask.shape[0], mask.reshape(-1, mask.shape[2])
-    lines = rows.sum(axis=1, dtype=np.uint32).reshape(planes, -1)  # voxels along each line of x
-    totals = [
-        each.astype(np.int64) for each in (rows.sum(axis=0, dtype=np.uint32), lines.sum(axis=0), lines.sum(axis=1))
-    ]
-    voxels = int(totals[0].sum())
-    columns: dict[str, Any] = {"voxels": voxels, "volume_ml": voxels * abs(np.linalg.det(affine[:3, :3])) / 1000}
-    if voxels:
-        where = [np.flatnonzero(total) for total in totals]
-        columns["bbox"] = [int(w[0]) for w in where] + [int(w[-1]) + 1 for w in where]
-        centre = [float((t * np.arange(len(t))).sum() / voxels) for t in totals]
-        columns["centroid_mm"] = (affine @ np.array([*centre, 1.0]))[:3].tolist()
-    return columns
