@@ -24,7 +24,10 @@ SWITCH_SECONDS = 0.0005
 
 
 def prepare() -> None:
-    """Set up this process, before torch is imported and threads are started. What the user has set stays."""
+    """Set up this process, before torch is imported and threads are started. What the user has set stays.
+
+    An arena that a thread of a library got before it stays too, and glibc gives it to any thread that comes later.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     for name, value in ENVIRONMENT.items():
         if name in os.environ:
