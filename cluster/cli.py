@@ -221,13 +221,14 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Score what is new or changed, exactly once. The same command resumes a run that was stopped."""
-    from ..jobs.spec import load_job
     from ..workers.process import prepare
+
+    prepare()  # before libraries that start threads are imported
+    from ..jobs.spec import load_job
     from .bars import RunBar
     from .driver import Choice, run_job
     from .show import show_outcome
 
-    prepare()
     spec = load_job(job).with_workers(workers)
     opened = opened_lake(lake)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices

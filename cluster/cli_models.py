@@ -64,6 +64,9 @@ def tune(
 ) -> None:
     """Measure how a model's networks run best on this machine, within its tolerance, and keep that for plans."""
     from ..workers.process import prepare
+
+    if not forget:
+        prepare()  # before libraries that start threads are imported
     from .show import note, print_json
     from .tune import forget as forget_choice
     from .tune import show_tuned, tune
@@ -71,7 +74,6 @@ def tune(
     if forget:
         print(forget_choice(opened_lake(lake), model, device))
         return
-    prepare()
     found = tune(opened_lake(lake), model, dataset, where, items, device, note)
     if as_json:
         print_json(found)

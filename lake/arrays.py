@@ -19,6 +19,7 @@ from . import integrity
 from .errors import EnvironmentFailure, ItemError, LakeError
 from .ids import content_digest
 from .layout import Lake
+from .shard_reader import layout, read_sharded
 from .shards import write_sharded
 
 SHARD_BYTES = 256 * 2**20
@@ -141,8 +142,12 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
     meta = read_meta(lake, path)
     name = "signal" if "rate" in meta else "0"
     with decoding(lake, path):
-        array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
-        data = np.ascontiguousarray(array[...])
+        found = layout(lake.store.get(f"{path}/{name}/zarr.json"))
+        if found is not None:
+            data = read_sharded(lake, f"{path}/{name}", found)
+        else:
+            array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
+            data = np.ascontiguousarray(array[...])
     if content_digest(header(data.shape, data.dtype, meta), data) != expected_digest:
         raise ItemError(
             "digest_mismatch",

@@ -8,7 +8,7 @@ import torch
 from nibabel.affines import apply_affine
 from nibabel.orientations import aff2axcodes
 
-from diastole.workers.tasks.geometry import canonical, filled, largest_component, nearest, stored
+from diastole.workers.tasks.geometry import canonical, contiguous, filled, largest_component, nearest, stored
 
 ORIENTATIONS = [
     "".join(axis[sign] for axis, sign in zip(axes, signs, strict=True))
@@ -74,6 +74,23 @@ def test_what_is_given_back_is_contiguous_and_no_view():
     data, meta = asymmetric(), meta_of("RAS", np.eye(3))
     back = stored(canonical(data, meta, "RAS", "zyx"), meta, "RAS", "zyx")
     assert back.flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i2", "<f4", "<f8"])
+def test_every_turn_of_a_volume_or_of_a_part_is_copied_into_c_order(dtype):
+    whole = asymmetric((7, 8, 16)).astype(dtype)
+    for order, steps, first in product(permutations(range(3)), product((1, -1), repeat=3), (0, 2)):
+        turned = whole.transpose(order)[tuple(slice(None, None, step) for step in steps)][first:, :, : 6 - first]
+        copied = contiguous(turned)
+        assert copied.flags.c_contiguous
+        assert np.array_equal(copied, turned)
+    assert contiguous(whole) is whole
+
+
+def test_a_volume_of_one_voxel_or_of_none_along_an_axis_is_copied_too():
+    for shape in ((1, 5, 6), (5, 1, 6), (5, 6, 1), (1, 1, 1), (0, 5, 6), (5, 6, 0)):
+        volume = np.arange(np.prod(shape)).reshape(shape).transpose(2, 1, 0)
+        assert np.array_equal(contiguous(volume), volume)
 
 
 def test_nearest_is_torchs_nearest_exact_bit_for_bit():

@@ -202,3 +202,27 @@ def test_python_seldom_looks_for_cycles_where_batches_are_computed():
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     whole = ast.literal_eval(said)[2]["collections"]
     assert whole == 0, f"it walked {whole} times over all that torch's import left"
+
+
+ARENAS = """
+import ctypes, os, sys
+from diastole.cluster import cli
+assert cli.answer() == 0
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(2, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is what it is about")
+@pytest.mark.parametrize("what", ["run", "tune"])
+def test_no_thread_of_a_run_in_this_process_has_an_arena_of_its_own(cohort, tmp_path, what):
+    """One that a library's thread got at its import would be given to a lane, and ends at 64 MB."""
+    model(cohort)
+    arguments = ["run", made.job_file(tmp_path)] if what == "run" else ["tune", "m", "--items", "2", "--device", "cpu"]
+    line, env = made.command(cohort, *arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", ARENAS, *line[3:]], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("<heap nr=") == 1

@@ -34,7 +34,10 @@ def collect_seldom() -> None:
 
 
 def prepare() -> None:
-    """Set up this process, before torch is imported and threads are started. What the user has set stays."""
+    """Set up this process, before torch is imported and threads are started. What the user has set stays.
+
+    An arena that a thread of a library got before it stays too, and glibc gives it to any thread that comes later.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     collect_seldom()
     for name, value in ENVIRONMENT.items():

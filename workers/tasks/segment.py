@@ -13,6 +13,8 @@ from ...lake.errors import ItemError, ModelError
 from ...lake.models import Manifest
 from .checks import no_volume, wrong_outputs
 from .geometry import canonical, filled, largest_component, nearest, stored
+from .intensity import Intensity, Source, scale_into
+from .measure import mean_inside, measured
 
 
 class Pass(Options):
@@ -30,18 +32,6 @@ class Pass(Options):
     """Of a box: share of a plane that must belong to the object for the box to reach there."""
     margin: float = 0.1
     """Of a box: by how much of its size it is widened at each end."""
-
-
-class Intensity(Options):
-    """How values are scaled. The statistics are those of the first pass, of the whole volume."""
-
-    quantiles: tuple[float, float] | None = None
-    """Values are clipped to these and brought to 0–1."""
-    standardise: bool = False
-    """Then brought to mean 0 and deviation 1, within what the net sees."""
-    scale: float = 1.0
-    shift: float = 0.0
-    """Last, multiplied and shifted."""
 
 
 class SegmentOptions(Options):
@@ -148,31 +138,12 @@ class Segment(Task):
         del step
         import torch
 
-        return {"x": torch.stack([self._scaled(state, torch.from_numpy(x).to(device)) for state, x in ready])[:, None]}
-
-    def _scaled(self, state: _State, x: Any) -> Any:
-        import torch
-
-        how = self.options.intensity
-        rescale = _rescale(state.meta)
-        raw, x = x, _rescaled(x, rescale)
-        if state.non_finite:
-            x = x.nan_to_num_(0.0, neginf=state.ends[0], posinf=state.ends[1])
-        if how.quantiles is not None:
-            if state.bounds is None:
-                state.bounds = _quantiles(x, how.quantiles, raw, rescale)
-            low, high = state.bounds
-            if high <= low:
-                raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
-            x = x.sub_(low).div_(high - low).clamp_(0, 1)
-        if how.standardise:
-            x = x.sub_(float(x.sum(dtype=torch.float64)) / x.numel())
-            # As torch.std_mean has them, in a seventh of its time: in float64, in one pass each.
-            deviation = float(torch.linalg.vector_norm(x, dtype=torch.float64)) / max(x.numel() - 1, 1) ** 0.5
-            if deviation == 0.0:
-                raise ItemError("no_contrast", "its values are all alike, so they cannot be scaled")
-            x = x.div_(deviation)
-        return x.mul_(how.scale).add_(how.shift)
+        x = torch.empty((len(ready), 1, *ready[0][1].shape), dtype=torch.float32, device=device)
+        for place, (state, raw) in enumerate(ready):
+            source = Source(*_rescale(state.meta), state.ends if state.non_finite else None)
+            there = torch.from_numpy(raw).to(device)
+            state.bounds = scale_into(x[place], there, source, self.options.intensity, state.bounds)
+        return {"x": x}
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
         one, shape = self.options.passes[step], tuple(outputs["output"].shape)
@@ -193,11 +164,10 @@ class Segment(Task):
                 inside = largest_component(inside)
             if self.options.fill:
                 inside = filled(inside)
-            if count := int(np.count_nonzero(inside)):
-                mean = float(np.add.reduce(np.multiply(state.probability, inside), axis=None, dtype=np.float64) / count)
+            mean = mean_inside(state.probability, inside)
             whole[state.box] = inside
         mask = stored(whole, state.meta, self.manifest.inputs["input"].orientation, self.options.axes)
-        columns = {**_measure(mask, state.meta), "mean_probability": mean, "non_finite": state.non_finite}
+        columns = {**measured(mask, state.meta), "mean_probability": mean, "non_finite": state.non_finite}
         return Result(columns, maps={"mask": DenseMap(mask, "input", self.manifest.classes)})
 
 
@@ -219,45 +189,6 @@ def _non_finite(stored_values: np.ndarray, slope: float, intercept: float) -> tu
         return count, (0.0, 0.0)
     known = values[finite]
     return count, (float(known.min()), float(known.max()))
-
-
-def _rescaled(x: Any, rescale: tuple[float, float]) -> Any:
-    """Stored values as float32 of the source's; a copy, which may be changed in place."""
-    import torch
-
-    return x.to(torch.float32, copy=True).mul_(rescale[0]).add_(rescale[1])
-
-
-def _quantiles(x: Any, wanted: tuple[float, float], raw: Any, rescale: tuple[float, float]) -> tuple[float, float]:
-    """Linear between the two nearest ranks, as numpy and torch have it, for any number of values.
-
-    `raw` is what `x` was rescaled from. On a CPU integers of 16 bits are counted, and of others only these four ranks are
-    put in order: to sort all takes as long as the network.
-    """
-    import torch
-
-    count = x.numel()
-    places = torch.tensor(wanted, dtype=torch.float64) * (count - 1)
-    below = places.long()
-    ranks = torch.stack([below, (below + 1).clamp(max=count - 1)])
-    if x.device.type != "cpu":
-        pairs = torch.sort(x.flatten()).values[ranks.to(x.device)].cpu()
-    elif raw.numpy().dtype.kind in "iu" and raw.numpy().dtype.itemsize <= 2 and rescale[0] > 0:
-        pairs = _rescaled(torch.from_numpy(_counted(raw.numpy(), ranks.numpy())), rescale)
-    else:
-        pairs = torch.from_numpy(np.partition(x.numpy().ravel(), np.unique(ranks.numpy()))[ranks.numpy()])
-    pairs = pairs.double()
-    low, high = (pairs[0] + (pairs[1] - pairs[0]) * (places - below)).tolist()
-    return low, high
-
-
-def _counted(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The values at these ranks of all, told by how often each of the 2⁸ or 2¹⁶ possible ones occurs."""
-    least = int(np.iinfo(values.dtype).min)
-    bits = np.dtype(f"u{values.dtype.itemsize}")
-    counts = np.bincount(np.ascontiguousarray(values).ravel().view(bits), minlength=2 ** (8 * bits.itemsize))
-    upto = np.cumsum(np.roll(counts, least) if least else counts)  # as unsigned, the negative ones come last
-    return np.asarray(np.searchsorted(upto, ranks, side="right") + least)
 
 
 def _inside(state: _State) -> np.ndarray:
@@ -284,21 +215,3 @@ def _box(mask: np.ndarray, shape: Sequence[int], within: Box | None, one: Pass) 
         start = min(first + max(0, int(centre - size / 2)), last - 1)
         slices.append(slice(start, min(last, max(start + 1, first + int(centre + size / 2)))))
     return (slices[0], slices[1], slices[2])
-
-
-def _measure(mask: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Volume, box and centroid of a (z, y, x) mask."""
-    affine = np.array(meta["affine"], dtype=float).reshape(4, 4)
-    planes, rows = mask.shape[0], mask.reshape(-1, mask.shape[2])
-    lines = rows.sum(axis=1, dtype=np.uint32).reshape(planes, -1)  # voxels along each line of x
-    totals = [
-        each.astype(np.int64) for each in (rows.sum(axis=0, dtype=np.uint32), lines.sum(axis=0), lines.sum(axis=1))
-    ]
-    voxels = int(totals[0].sum())
-    columns: dict[str, Any] = {"voxels": voxels, "volume_ml": voxels * abs(np.linalg.det(affine[:3, :3])) / 1000}
-    if voxels:
-        where = [np.flatnonzero(total) for total in totals]
-        columns["bbox"] = [int(w[0]) for w in where] + [int(w[-1]) + 1 for w in where]
-        centre = [float((t * np.arange(len(t))).sum() / voxels) for t in totals]
-        columns["centroid_mm"] = (affine @ np.array([*centre, 1.0]))[:3].tolist()
-    return columns
