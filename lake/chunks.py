@@ -6,7 +6,6 @@ looked at, and of a damaged chunk any values may come: packs hold each chunk, wi
 finds all that a crc32c finds.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from .arrays import READ, decoding, with_pipeline
 from .errors import ItemError
 from .layout import Lake
-from .shards import metadata
+from .shard_reader import layout
 
 DECODERS = 4
 """Threads that decode zstd, of which one gives about a gigabyte per second: a GPU may want more."""
@@ -119,17 +118,17 @@ def open_chunks(lake: Lake, path: str, rows: int | None = None) -> Chunks | Fore
 
 
 def _ours(lake: Lake, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int, bool] | None:
-    """Shape, dtype, rows of a chunk and whether they are plain, where the metadata are just what `write_sharded` writes."""
+    """Shape, dtype, rows of a chunk and whether they are plain, where the array is one shard in chunks of whole rows."""
     try:
-        found = json.loads(lake.store.get(f"{path}/zarr.json"))
-        shape, dtype = tuple(map(int, found["shape"])), np.dtype(found["data_type"])
-        inner = found["codecs"][0]["configuration"]
-        rows, plain = int(inner["chunk_shape"][0]), inner["codecs"][-1]["name"] == "crc32c"
-        chunk, shard = (rows, *shape[1:]), (-(-shape[0] // rows) * rows, *shape[1:])
-        ours = metadata(shape, dtype, chunk, shard, found["dimension_names"], plain=plain)
-    except (FileNotFoundError, NotADirectoryError, KeyError, IndexError, TypeError, ValueError, ArithmeticError):
+        found = layout(lake.store.get(f"{path}/zarr.json"))
+    except (FileNotFoundError, NotADirectoryError):
         return None  # zarr says why
-    return (shape, dtype, rows, plain) if found == ours and dtype.kind in "iuf" and min(rows, *shape) > 0 else None
+    if found is None:
+        return None
+    (count, *rest), rows = found.shape, found.chunks[0]
+    if found.chunks[1:] != tuple(rest) or found.shards != (-(-count // rows) * rows, *rest):
+        return None
+    return found.shape, found.dtype, rows, found.plain
 
 
 def _index(lake: Lake, shard: str, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int, plain: bool) -> np.ndarray:

@@ -57,7 +57,7 @@ def layout(metadata: bytes) -> Sharded | None:
             and (codec["name"], inner["index_location"]) == ("sharding_indexed", "end")
             and (first, inner["index_codecs"]) == (_LITTLE, [_LITTLE, _CRC32C])
             and (second == _CRC32C or second["name"] == "zstd")
-            and not found.get("storage_transformers")
+            and not (found.get("storage_transformers") or found["fill_value"])
         )
         one = Sharded(
             tuple(found["shape"]),
