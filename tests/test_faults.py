@@ -88,14 +88,14 @@ def test_an_interrupt_is_no_death(cohort, tmp_path):
     made.residues(cohort, version="2", options={"pause": 0.2}, batch=2**16)
     line, env = made.command(cohort, "run", made.job_file(tmp_path, model="m@2", resources={"attempts": 1}))
     running = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list(cohort.store.local.glob("runs/*/attempts/*")))
+    wait_for(lambda: list(cohort.store.local.glob("runs/*/attempts/[0-9]*")))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "the same command goes on where it stopped" in said
     assert "Traceback" not in said
-    begun = len([p for p in cohort.store.local.glob("runs/*/attempts/*") if p.name.count(".") == 1])
-    ended = len(list(cohort.store.local.glob("runs/*/attempts/*.returned")))
+    begun = len([p for p in cohort.store.local.glob("runs/*/attempts/[0-9]*") if p.name.count(".") == 1])
+    ended = len(list(cohort.store.local.glob("runs/*/attempts/[0-9]*.returned")))
     assert ended + len(list(cohort.store.local.glob("runs/*/receipts/*"))) >= begun
     assert ended >= 1
     assert made.run(cohort, model="m@2", resources={"attempts": 1}).failed == 0

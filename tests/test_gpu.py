@@ -4,11 +4,13 @@ import shutil
 import time
 
 import made
+import numpy as np
 import pytest
 import torch
 
 from diastole.jobs import runs
 from diastole.workers.gpu import Utilisation, watch
+from diastole.workers.tasks.device import staged
 
 
 def said(*lines):
@@ -71,3 +73,32 @@ def test_a_real_gpu_says_how_busy_it_is():
             x = (x @ x).sigmoid()
             torch.cuda.synchronize()
         assert utilisation.since(begun + 2) > 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("shape", [(64, 1, 64, 64), (5, 3, 224, 224)])
+def test_what_goes_through_pinned_memory_is_what_was_stored(shape):
+    values = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    for _ in range(20):  # the memory is used again while copies are on their way
+        found = staged(values, torch.device("cuda"))
+        assert torch.equal(found.cpu(), torch.from_numpy(values))
+        values = values[::-1].copy()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_run_on_a_gpu_gives_the_numbers_of_a_cpu(lake, tmp_path):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(200))
+    made.residues(lake, tolerance=1e-4)
+    for device in ("cpu", "cuda"):
+        made.run(lake, name=device, output=device, resources={"device": device})
+    cpu, cuda = (made.scores(lake, device) for device in ("cpu", "cuda"))
+    assert cpu.keys() == cuda.keys()
+    assert all(np.allclose(cpu[item], cuda[item], atol=1e-4) for item in cpu)
+
+
+def test_on_a_cpu_nothing_is_copied():
+    values = np.arange(6, dtype=np.int16)
+    staged(values, torch.device("cpu"))[0] = 7
+    assert values[0] == 7

@@ -16,6 +16,7 @@ from ...jobs.task import Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError, SpecError
 from ...lake.models import Manifest
 from .checks import no_image, wrong_outputs
+from .device import staged
 
 Size = tuple[PositiveInt, PositiveInt]
 
@@ -130,9 +131,7 @@ class Classify(Task):
         import torch
 
         options = self.options
-        x = (
-            torch.from_numpy(data).to(device, non_blocking=True).to(torch.float32, copy=True)
-        )  # a copy: it is changed below
+        x = staged(data, device).to(torch.float32, copy=True)  # a copy: it is changed below
         if options.channels is not None:
             x = x[:, options.channels]
         if options.scale != 1.0:

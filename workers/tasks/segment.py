@@ -12,6 +12,7 @@ from ...jobs.task import DenseMap, Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError, ModelError
 from ...lake.models import Manifest
 from .checks import no_volume, wrong_outputs
+from .device import staged
 from .geometry import canonical, filled, largest_component, nearest, stored
 from .intensity import Intensity, Source, scale_into
 from .measure import mean_inside, measured
@@ -141,7 +142,7 @@ class Segment(Task):
         x = torch.empty((len(ready), 1, *ready[0][1].shape), dtype=torch.float32, device=device)
         for place, (state, raw) in enumerate(ready):
             source = Source(*_rescale(state.meta), state.ends if state.non_finite else None)
-            there = torch.from_numpy(raw).to(device)
+            there = staged(raw, device)
             state.bounds = scale_into(x[place], there, source, self.options.intensity, state.bounds)
         return {"x": x}
 
