@@ -140,7 +140,13 @@ def page(workloads: dict[str, Any]) -> str:
     for name, result in workloads.items():
         said = ", ".join(f"{key} {value}" for key, value in result.get("machine", {}).items())
         body = _answers(result) if name == "commands" else table(result)
-        lines += [f"## {name}" + (f": {result['what']}" if "what" in result else ""), "", *body, "", *([f"On {said}.", ""] if said else [])]
+        lines += [
+            f"## {name}" + (f": {result['what']}" if "what" in result else ""),
+            "",
+            *body,
+            "",
+            *([f"On {said}.", ""] if said else []),
+        ]
     return "\n".join([*lines, *growth_report.pages(DOCS)])
 
 
