@@ -16,6 +16,12 @@ its commit reads 10,000 parts, not a million. The plan itself takes its own mega
 
 ![Driver time, memory and commit against shards](growth.svg)
 """
+ACTORS = """
+On a real Ray, shards without work on two cores (`benchmarks/actors.py`); the rate goes from the first worker that is ready,
+so that of many has the start of the others in it.
+
+| actors | shards | first ready, s | shards a second | driver, CPU µs a shard |
+|---|---|---|---|---|"""
 
 
 def pages(docs: Path) -> list[str]:
@@ -23,7 +29,8 @@ def pages(docs: Path) -> list[str]:
     plans, growth = (_read(docs / name) for name in ("growth_plan.json", "growth.json"))
     if not plans or not growth:
         return []
-    return [ABOUT, *_plans(plans["plans"]), "", *_simulated(growth["memory"]), SIMULATED]
+    parts = [ABOUT, *_plans(plans["plans"]), "", *_simulated(growth["memory"]), SIMULATED]
+    return [*parts, *_actors(_read(docs / "growth_actors.json") or [])]
 
 
 def _read(path: Path) -> Any:
@@ -52,3 +59,9 @@ def _simulated(points: dict[str, Any]) -> list[str]:
         cells += [f"{alone['of_ideal']:.2f}" if alone else "", f"{one['resume_s']:.1f}", f"{one['commit_s']:.0f}"]
         lines.append(f"| {' | '.join([*cells, str(one['table_files'])])} |")
     return lines
+
+
+def _actors(points: list[dict[str, Any]]) -> list[str]:
+    keys = ("actors", "shards", "first_ready_s", "shards_per_s", "driver_cpu_us_per_shard")
+    lines = [f"| {' | '.join(f'{one[key]:,}' for key in keys)} |" for one in points]
+    return [ACTORS, *lines, ""] if lines else []
