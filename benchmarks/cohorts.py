@@ -65,7 +65,7 @@ def workloads() -> dict[str, Workload]:
         "images64": Workload(images.small, 36_000, "images"),
         "images224": Workload(images.large, 46, "images"),
         "volumes": Workload(volumes.make, 8, "volumes"),
-        "proteins": Workload(proteins.make, 2500, "proteins"),
+        "proteins": Workload(proteins.make, 1000, "proteins"),
     }
 
 

@@ -71,6 +71,8 @@ def measure(folder: Path, workload: str, arguments: argparse.Namespace) -> dict[
         if wanted is None and any(one.name in DIASTOLE for one in chosen):
             order.sort(key=lambda one: one.name not in DIASTOLE)  # first what the others are held to
         for variant in order:
+            if any("error" in one for one in rounds[variant.name]):
+                continue  # it has failed before, and may have taken all memory and minutes for it
             measured, found = one_run(
                 folder, variant, f"{variant.name}-{number}", cohort["items"], 15 * arguments.seconds
             )

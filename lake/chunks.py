@@ -16,25 +16,29 @@ import numpy as np
 from .arrays import READ, decoding, with_pipeline
 from .errors import ItemError
 from .layout import Lake
-from .shard_reader import layout
+from .shard_reader import DECODERS, layout
 
-DECODERS = 4
-"""Threads that decode zstd, of which one gives about a gigabyte per second: a GPU may want more."""
 _ENTRY, _CRC32C = 16, 4
 """Bytes of an entry of the index, and of a checksum."""
 
 
 @dataclass(frozen=True)
-class Chunks:
-    """An array that `write_sharded` wrote as one shard, in chunks of whole rows."""
+class _Rows:
+    """An array that is read some chunks of whole rows at a time."""
 
     lake: Lake
     path: str
-    """Of the shard."""
+    """Of the array, or of its only shard."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     rows: int
     """In one chunk."""
+
+
+@dataclass(frozen=True)
+class Chunks(_Rows):
+    """An array that `write_sharded` wrote as one shard."""
+
     plain: bool
     index: np.ndarray
     """(chunks, 2) int64: offset and size in bytes of each chunk; size 0 where none is there that could be one."""
@@ -74,19 +78,14 @@ class Chunks:
                 return False
             return bool(filled[at])
 
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="diastole-decode") as threads:
+        with ThreadPoolExecutor(max(DECODERS, 1), thread_name_prefix="diastole-decode") as threads:
             return np.array(list(threads.map(decode, range(len(into)))), bool)
 
 
 @dataclass(frozen=True)
-class ForeignChunks:
+class ForeignChunks(_Rows):
     """An array in any other layout, which zarr reads."""
 
-    lake: Lake
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    rows: int
     array: Any
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:

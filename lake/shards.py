@@ -37,7 +37,7 @@ def write_sharded(
     for place in product(*(range(-(-size // shard)) for size, shard in zip(data.shape, shards, strict=True))):
         key = "/".join(map(str, place))
         lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards, plain=plain), durable=False)
-    described = json.dumps(metadata(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
+    described = json.dumps(_metadata(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
     lake.store.put(f"{path}/zarr.json", described, durable=False)  # indented, it would be Python's slow encoder
 
 
@@ -86,7 +86,7 @@ def _chunks(
         yield np.ascontiguousarray(piece)
 
 
-def metadata(
+def _metadata(
     shape: Sequence[int],
     dtype: np.dtype[Any],
     chunks: Sequence[int],

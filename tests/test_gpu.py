@@ -17,9 +17,10 @@ def said(*lines):
     return Utilisation(["sh", "-c", "; ".join(f"echo '{line}'" for line in lines) + "; sleep 30"])
 
 
-def heard(utilisation, since, seconds=10.0):
+def heard(utilisation, since, wanted=lambda share: share is not None, seconds=10.0):
+    """What is known once it is as wanted, or at the end of the seconds."""
     end = time.monotonic() + seconds
-    while (found := utilisation.since(since)) is None and time.monotonic() < end:
+    while not wanted(found := utilisation.since(since)) and time.monotonic() < end:
         time.sleep(0.05)
     return found
 
@@ -27,15 +28,13 @@ def heard(utilisation, since, seconds=10.0):
 def test_the_mean_of_what_is_said_is_the_utilisation():
     begun = time.perf_counter()
     with said("50", "[N/A]", "100") as utilisation:
-        heard(utilisation, begun)
-        time.sleep(0.2)
-        assert utilisation.since(begun) == 0.75
+        assert heard(utilisation, begun, lambda share: share == 0.75) == 0.75
         assert utilisation.since(time.perf_counter()) is None
 
 
 def test_a_gpu_of_which_nothing_is_said_has_no_utilisation():
     with said("[N/A]", "No devices were found") as utilisation:
-        assert heard(utilisation, 0.0, 0.5) is None
+        assert heard(utilisation, 0.0, seconds=0.5) is None
     with Utilisation(["no-such-program-as-nvidia-smi"]) as utilisation:
         assert utilisation.since(0.0) is None
 

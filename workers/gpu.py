@@ -3,9 +3,13 @@
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+
+KEPT = 3600
+"""Seconds that are remembered: of a longer shard, the last hour counts."""
 
 
 def watch(uuid: str) -> list[str]:
@@ -20,7 +24,7 @@ class Utilisation:
     def __init__(self, command: Sequence[str] | None) -> None:
         self._command = command
         self._process: subprocess.Popen[str] | None = None
-        self._said: list[tuple[float, float]] = []
+        self._said: deque[tuple[float, float]] = deque(maxlen=KEPT)
 
     @classmethod
     def of(cls, device: Any) -> "Utilisation":
@@ -29,7 +33,9 @@ class Utilisation:
             return cls(None)
         import torch
 
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+        if not uuid:  # an older torch, or another maker's GPU
+            return cls(None)
         return cls(watch(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"))
 
     def since(self, begun: float) -> float | None:
