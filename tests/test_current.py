@@ -7,6 +7,7 @@ import pytest
 
 from diastole.cluster.driver import Choice, plan_job
 from diastole.lake import delta, predictions
+from diastole.workers.models.runtime import Networks
 
 
 @pytest.fixture
@@ -119,14 +120,24 @@ def killed_at(monkeypatch, name):
         yield
 
 
-def test_of_two_runs_that_nobody_showed_each_item_shows_its_last_attempt(cohort, tmp_path, monkeypatch):
+def test_of_two_runs_that_nobody_showed_each_item_shows_its_last_attempt_once(cohort, monkeypatch):
+    def broken(self, step, inputs):
+        raise RuntimeError("it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Networks, "forward", broken)
+        with killed_at(monkeypatch, "before-current"), pytest.raises(KeyboardInterrupt):
+            made.run(cohort)
     with killed_at(monkeypatch, "before-current"), pytest.raises(KeyboardInterrupt):
-        made.run(cohort, Choice(limit=1))
-    with killed_at(monkeypatch, "before-current"), pytest.raises(KeyboardInterrupt):
-        made.run(cohort, name="other")
-    assert len(made.table(cohort)) == 2
+        made.run(cohort, Choice(retry=True), name="other")
+    assert [row["status"] for row in made.table(cohort)].count("failed") == 2
+    assert len(made.table(cohort)) == 4
     assert made.run(cohort).resumed
-    assert lengths(cohort) == [5, 10]
+    rows = predictions.read_current(cohort, "o").to_table().to_pylist()
+    assert sorted((row["status"], row["length"]) for row in rows if row["level"] == "item") == [
+        ("scored", 5),
+        ("scored", 10),
+    ]
 
 
 def test_a_first_refresh_that_another_overtakes_shows_each_item_once(cohort, monkeypatch):
