@@ -132,7 +132,9 @@ def test_of_two_runs_that_nobody_showed_each_item_shows_its_last_attempt_once(co
         made.run(cohort, Choice(retry=True), name="other")
     assert [row["status"] for row in made.table(cohort)].count("failed") == 2
     assert len(made.table(cohort)) == 4
-    assert made.run(cohort).resumed
+    run = next(row["run_id"] for row in made.table(cohort) if row["status"] == "failed")
+    plan, _, _ = plan_job(cohort, made.job(), Choice(retry=True))
+    predictions.refresh_current(cohort, "o", plan.model_digest, plan.spec_digest, plan.wanted, run)
     rows = predictions.read_current(cohort, "o").to_table().to_pylist()
     assert sorted((row["status"], row["length"]) for row in rows if row["level"] == "item") == [
         ("scored", 5),
