@@ -1,6 +1,8 @@
 """Memory and processor time of a process and all that it started, by looking at them while they run."""
 
 import contextlib
+import os
+import signal
 import threading
 from types import TracebackType
 
@@ -8,19 +10,24 @@ import psutil
 
 EVERY = 0.25
 """Seconds between two looks."""
+MOST = 0.8
+"""Part of this machine's memory at which a variant is ended: beyond it, the machine itself would be."""
 
 
 class Watch:
     """While it is entered: `peak_mb` of the sum over the processes, each shared page counted once, and `cpu_s`.
 
     The shared part needs a walk over page tables, so it is asked for only where more is resident than at any time before.
-    Of a process that ended between two looks, the last look counts.
+    Of a process that ended between two looks, the last look counts. `too_large` is set where they were ended because
+    they took more than MOST of the memory: the process must lead a group of its own.
     """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._resident, self._peak = 0, 0
         self._cpu: dict[psutil.Process, float] = {}
+        self._most = int(MOST * psutil.virtual_memory().total)
+        self.too_large = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -68,3 +75,9 @@ class Watch:
                 memory = process.memory_full_info()
                 total += getattr(memory, "pss", memory.uss)
         self._peak = max(self._peak, total)
+        if total > self._most:
+            self.too_large = True
+            for process in processes[1:]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()  # Ray's workers lead groups of their own
+            os.killpg(self._root.pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ import compare
 import psutil
 import report
 from cohorts import MODEL, TUNED
-from memory import Watch
+from memory import MOST, Watch
 from variants import DIASTOLE, HERE, Variant, by_hand, variants, write_job
 
 RECORD_MB = 768
@@ -127,7 +127,9 @@ def one_run(
         tail = errors.read().strip().splitlines()[-3:]
     measured: dict[str, Any] = {"wall_s": round(wall, 3), "peak_mb": watch.peak_mb, "cpu_s": watch.cpu_s}
     found = None
-    if process.returncode:
+    if watch.too_large:
+        measured["error"] = f"ended by the benchmark: it took {watch.peak_mb} MB, over {MOST:.0%} of the memory"
+    elif process.returncode:
         measured["error"] = f"exit code {process.returncode}: {' | '.join(tail)[-300:]}"
     else:
         answer = json.loads(said.strip().splitlines()[-1] if variant.name not in DIASTOLE else said)

@@ -264,6 +264,7 @@ def runs_abandon(
 ) -> None:
     """Give up an unfinished run: what it has not published is planned anew."""
     from ..jobs import runs as all_runs
+    from ..lake import leases
     from .driver import give_up
 
     if not (lake or context.obj):
@@ -273,7 +274,8 @@ def runs_abandon(
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    state = give_up(opened, all_runs.read_plan(opened, found))
+    with leases.shared(opened, f"giving up run {found[:8]}"):
+        state = give_up(opened, all_runs.read_plan(opened, found))
     print(f"gave up run {found[:8]}" if state == "abandoned" else f"run {found[:8]} was published already; it is done")
 
 

@@ -13,7 +13,7 @@ from ..jobs.plan import Plan, check_not_empty, make_plan
 from ..jobs.receipts import Receipt
 from ..jobs.spec import Job
 from ..jobs.task import Task
-from ..lake import crash, delta, predictions
+from ..lake import crash, delta, leases, predictions
 from ..lake.errors import BusyError
 from ..lake.layout import Lake
 from ..lake.models import Manifest, load
@@ -102,7 +102,11 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
     An unfinished run of the same job is finished first, unless model, task or job changed: then BusyError says what to
     do. Then the job is planned as it is now. At the end `current/` shows what the job means.
     """
-    choice, progress = choice or Choice(), progress or Progress()
+    with leases.shared(lake, f"job {job.name}"):
+        return _run(lake, job, choice or Choice(), progress or Progress())
+
+
+def _run(lake: Lake, job: Job, choice: Choice, progress: Progress) -> Outcome:
     # A job that cannot be meant is refused before anything is done.
     plan, manifest, task = plan_job(lake, job, choice, progress.noted)
     resumed = _resume(lake, job, choice, manifest, task, progress)

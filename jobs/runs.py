@@ -1,26 +1,18 @@
 """Runs: started from a plan, found again when they are unfinished, recorded when they end."""
 
 import json
-import os
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
-from ..lake.errors import BusyError, LakeError
+from ..lake import leases
+from ..lake.errors import LakeError
 from ..lake.ids import digest
 from ..lake.layout import Lake
 from .plan import Plan
-
-LEASE_SECONDS = float(os.environ.get("DIASTOLE_LEASE_SECONDS", "60"))
-"""How long a driver may be silent before another may take its run. It decides who tries, never who may commit."""
 
 
 def start(lake: Lake, plan: Plan) -> None:
@@ -93,50 +85,7 @@ def unfinished(lake: Lake, job_name: str) -> list[Plan]:
     return [read_plan(lake, run) for run in own]
 
 
-@contextmanager
-def lease(lake: Lake, run_id: str) -> Iterator[None]:
-    """Hold a run while driving it, renewed by a thread. Raises BusyError while another driver is alive on it."""
-    path = f"{lake.run(run_id)}/lease.json"
-    owner = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-    try:
-        held = json.loads(lake.store.get(path))
-    except (FileNotFoundError, ValueError):
-        held = None
-    if held and held["until"] > time.time() and not _dead(held):
-        raise BusyError(
-            f"run {run_id[:8]} is being driven by process {held['pid']} on {held['host']}; "
-            f"wait for it, or try again in {held['until'] - time.time():.0f} s if it is gone"
-        )
-    stop = threading.Event()
-
-    def renew() -> None:
-        lake.store.put(path, json.dumps({**owner, "until": time.time() + LEASE_SECONDS}).encode())
-
-    def keep() -> None:
-        while not stop.wait(LEASE_SECONDS / 3):
-            renew()
-
-    renew()
-    thread = threading.Thread(target=keep, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=LEASE_SECONDS)
-        with suppress(FileNotFoundError, ValueError):
-            if json.loads(lake.store.get(path))["owner"] == owner["owner"]:
-                lake.store.delete(path)
-
-
-def _dead(held: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is gone: then nobody need wait."""
-    if held["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(held["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def lease(lake: Lake, run_id: str) -> AbstractContextManager[leases.Lease]:
+    """Hold a run while driving it. Raises BusyError while another driver is alive on it."""
+    what = f"run {run_id[:8]}"
+    return leases.numbered(lake, f"{lake.run(run_id)}/lease", what, f"{what} is being driven by")

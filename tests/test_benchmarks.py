@@ -1,6 +1,7 @@
 """The benchmarks: that what they reckon is right, and that everyone whom they time does the same work."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +135,18 @@ def test_memory_that_processes_share_is_counted_once():
         process.wait()
     assert 300 <= watch.peak_mb < 400  # 200 shared, twice 50, and two interpreters
     assert len(watch.seen) == 2
+
+
+def test_what_takes_too_much_memory_is_ended_with_its_children(monkeypatch):
+    monkeypatch.setattr("memory.MOST", (150 << 20) / psutil.virtual_memory().total)
+    script = "import os, time; os.fork(); x = b'1' * (100 << 20); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    with Watch(process.pid) as watch:
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    assert watch.too_large
+    gone, alive = psutil.wait_procs(watch.seen, timeout=10)
+    assert len(gone) == 2
+    assert not alive
 
 
 def test_the_time_of_children_counts():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from diastole.lake import integrity
+from diastole.lake import integrity, leases
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import sha256_file
 from diastole.lake.layout import Lake, check_name
@@ -79,6 +79,13 @@ def ingest(
     """
     options = options or IngestOptions()
     check_name("dataset", dataset)
+    with leases.shared(lake, f"ingest into {dataset}"):
+        return _ingest(lake, dataset, paths, options, progress)
+
+
+def _ingest(
+    lake: Lake, dataset: str, paths: Sequence[Path | str], options: IngestOptions, progress: Progress | None
+) -> IngestReport:
     started = time.monotonic()
     sources, folders = find(paths, options)
     keys = [lake.source_key(str(source.path)) for source in sources]
