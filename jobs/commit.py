@@ -23,7 +23,7 @@ from .ledger import Ledger
 from .merge import merge
 from .parts import read_part, write_part
 from .plan import Plan
-from .receipts import Part, Receipt
+from .receipts import Part, Receipt, part_of
 from .select import suppressed
 
 if TYPE_CHECKING:
@@ -132,6 +132,14 @@ def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema:
     raise EnvironmentFailure(f"{delta.RETRIES} writers came between the commit of run {plan.run_id[:8]}; run again")
 
 
+def _fixed(lake: Lake, path: str) -> list[Part]:
+    """The parts that a wave file names. Raises CommitError where it is not one."""
+    try:
+        return [part_of(part) for part in json.loads(lake.store.get(path))]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CommitError(f"{path} is damaged; delete it and run again") from error
+
+
 def _action(plan: Plan, part: Part) -> Any:
     from deltalake.transaction import AddAction
 
@@ -222,7 +230,7 @@ def _verify(lake: Lake, plan: Plan, maps: Sequence[integrity.FileRecord], droppe
     for path, _ in lake.store.list(f"{lake.run(plan.run_id)}/waves"):
         number = path.rsplit("/", 1)[1].split(".")[0]
         waves.add(number)
-        fixed = [Part(**part) for part in json.loads(lake.store.get(path))]
+        fixed = _fixed(lake, path)
         if {part.path for part in fixed} <= there and len(fixed) >= len(published.get(number, [])):
             published[number] = fixed
     if table is None or waves - set(published):

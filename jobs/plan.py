@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..lake.errors import LakeError, SpecError
 from ..lake.ids import digest
 from ..lake.layout import Lake
 from ..lake.models import Manifest
+from ..lake.plain_json import from_json
 from .admit import Answer, Items
 from .contract import Refusal, refuse, refuse_use
 from .cut import Cut, cut
@@ -106,11 +107,22 @@ class Plan:
 
     @classmethod
     def from_file(cls, file: Any, *, units: bool = True) -> "Plan":
-        """Read a plan back from a file, or all but its units: then only the file's end is read."""
-        found = pq.ParquetFile(file, page_checksum_verification=True)
-        header = json.loads(found.schema_arrow.metadata[b"diastole"])
-        table = found.read().replace_schema_metadata() if units else UNITS.empty_table()
-        return cls(**{"runtime": {}, **header}, units=table)
+        """Read a plan back from a file, or all but its units: then only the file's end is read. Raises ValueError where it
+        is none.
+        """
+        try:
+            found = pq.ParquetFile(file, page_checksum_verification=True)
+            header = {"runtime": {}, **from_json(found.schema_arrow.metadata[b"diastole"])}
+            table = found.read().replace_schema_metadata() if units else UNITS.empty_table()
+            plan = cls(**header, units=table)
+        except (ArithmeticError, LookupError, MemoryError, TypeError, NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # storage failed
+            raise ValueError("a plan cannot be read") from error
+        kinds = {f.name: getattr(f.type, "__origin__", f.type) for f in fields(cls)}
+        if table.schema != UNITS or any(type(value) is not kinds[name] for name, value in header.items()):
+            raise ValueError("a plan has other fields than plans have")
+        return plan
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Receipts: the facts in storage that say which shards are done, and the attempts that say who is to blame."""
 
 import json
+import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pyarrow as pa
 
 from ..lake.errors import CommitError
 from ..lake.layout import Lake
+from ..lake.plain_json import from_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,6 +24,7 @@ READERS = 16
 """Threads that read receipts."""
 CHUNK = 32
 """Receipts that a thread reads in one go: a task of its own for each took longer than reading it from a disk."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 OUTCOMES = ("died", "returned")
 """How an attempt without a receipt ends."""
 
@@ -65,11 +69,53 @@ class Receipt:
     def from_bytes(cls, data: bytes, where: str) -> "Receipt":
         """Read a receipt. Raises CommitError where it is not one."""
         try:
-            values = json.loads(data)
-            parts = tuple(Part(**part) for part in values.pop("parts"))
-            return cls(parts=parts, files=tuple(values.pop("files")), **values)
-        except (ValueError, TypeError, KeyError) as error:
+            values = from_json(data)
+            parts = tuple(part_of(part) for part in values.pop("parts"))
+            files = tuple(_map_file(file) for file in values.pop("files"))
+            return _checked(cls(parts=parts, files=files, **values))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CommitError(f"{where} is not a receipt; delete it and run again: its shard is redone") from error
+
+
+def part_of(values: Mapping[str, Any]) -> Part:
+    """A part as a receipt or a wave has it. Raises ValueError, TypeError where it is none."""
+    part = Part(**values)
+    _hold(part.path, str, inside(part.path))
+    _hold(part.sha256, str, _SHA256.fullmatch(part.sha256))
+    _hold(part.level, str, part.level in ("item", "row"))
+    for number in (part.bytes, part.rows):
+        _hold(number, int, number >= 0)
+    return part
+
+
+def inside(path: str) -> bool:
+    """Whether a path leads nowhere but below the folder that it is relative to."""
+    return not path.startswith("/") and "\\" not in path and all(p not in ("", ".", "..") for p in path.split("/"))
+
+
+def _map_file(values: dict[str, Any]) -> dict[str, Any]:
+    _hold(values["path"], str, inside(values["path"]) and values["path"].startswith("maps/"))
+    _hold(values["sha256"], str, _SHA256.fullmatch(values["sha256"]))
+    _hold(values["bytes"], int, values["bytes"] >= 0 and len(values) == 3)
+    return values
+
+
+def _checked(receipt: Receipt) -> Receipt:
+    """Raises ValueError or TypeError where a field is of no kind that a worker writes."""
+    for text in (receipt.run_id, receipt.shard):
+        _hold(text, str, inside(text) and "/" not in text)
+    for number in (receipt.attempt, receipt.scored, receipt.failed):
+        _hold(number, int, number >= 0)
+    for stage, seconds in (receipt.seconds or {}).items():
+        _hold(stage, str, type(seconds) in (int, float) and math.isfinite(seconds))
+    for child, units in (receipt.children or {}).items():
+        _hold(child, str, units and all(type(unit) is int and unit >= 0 for unit in units))
+    return receipt
+
+
+def _hold(value: Any, kind: type, fine: Any) -> None:
+    if type(value) is not kind or not fine:
+        raise ValueError("a field is not what a worker writes")
 
 
 def put(lake: Lake, receipt: Receipt) -> Receipt:

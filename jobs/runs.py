@@ -12,6 +12,7 @@ from ..lake import leases
 from ..lake.errors import LakeError
 from ..lake.ids import digest
 from ..lake.layout import Lake
+from ..lake.plain_json import from_json
 from .plan import Plan
 
 
@@ -27,6 +28,8 @@ def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
     try:
         with lake.store.open(f"{lake.run(run_id)}/plan.parquet") as file:
             return Plan.from_file(file, units=units)
+    except ValueError as error:
+        raise LakeError(f"the plan of run {run_id} is damaged; restore it, or delete runs/{run_id}") from error
     except FileNotFoundError:
         raise LakeError(f"there is no run {run_id}; list them with: diastole runs") from None
 
@@ -34,7 +37,7 @@ def read_plan(lake: Lake, run_id: str, *, units: bool = True) -> Plan:
 def read_record(lake: Lake, run_id: str) -> dict[str, Any] | None:
     """`run.json` of a run that ended, None of one that did not."""
     try:
-        return dict(json.loads(lake.store.get(f"{lake.run(run_id)}/run.json")))
+        return _object(lake, f"{lake.run(run_id)}/run.json")
     except FileNotFoundError:
         return None
 
@@ -53,9 +56,16 @@ def write_estimate(lake: Lake, run_id: str, estimate: dict[str, Any]) -> None:
 def read_estimate(lake: Lake, run_id: str) -> dict[str, Any] | None:
     """What a run was thought to take; None where nobody asked."""
     try:
-        return dict(json.loads(lake.store.get(f"{lake.run(run_id)}/estimate.json")))
+        return _object(lake, f"{lake.run(run_id)}/estimate.json")
     except FileNotFoundError:
         return None
+
+
+def _object(lake: Lake, path: str) -> dict[str, Any]:
+    try:
+        return from_json(lake.store.get(path))
+    except ValueError:
+        raise LakeError(f"{path} is damaged; restore it from a backup, or delete it") from None
 
 
 def fresh(lake: Lake, plan: Plan) -> Plan:

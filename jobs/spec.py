@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..lake.errors import SpecError
 from ..lake.ids import digest
 from ..lake.models import first_problem
+from ..lake.plain_yaml import YAML_BYTES, from_yaml
 
 
 class _Strict(BaseModel):
@@ -83,13 +83,14 @@ class Job(_Strict):
 def load_job(path: Path) -> Job:
     """Read a job file. Raises SpecError with the first thing that is wrong, in one line."""
     try:
-        value = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            value = from_yaml(file.read(YAML_BYTES + 1))
     except FileNotFoundError:
         raise SpecError(f"there is no job file {path}") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}; name a job file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise SpecError(f"{path}: a job file is a mapping; see examples/ or diastole schema")
     return parse_job(value, str(path))

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ..lake.errors import LakeError
 from ..lake.layout import Lake
 from ..lake.models import Manifest
+from ..lake.plain_json import from_json
 from .spec import Resources
 
 LIBRARIES = ("torch", "onnxruntime", "numpy")
@@ -26,9 +28,15 @@ def forget(lake: Lake, manifest: Manifest, device: str) -> None:
 def read(lake: Lake, manifest: Manifest, device: str) -> dict[str, Any] | None:
     """What is kept, whether it still holds or not."""
     try:
-        return dict(json.loads(lake.store.get(_path(lake, manifest, device))))
+        kept = from_json(lake.store.get(_path(lake, manifest, device)))
+        kinds = {"model_digest": str, "device": str, "versions": dict, "runtime": dict}
+        if not all(isinstance(kept.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError
+        return kept
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise LakeError(f"what was tuned for {manifest.ref} is damaged; tune it again, or --forget it") from None
 
 
 def choose(lake: Lake, manifest: Manifest, device: str, resources: Resources) -> tuple[dict[str, Any], str | None]:

@@ -19,6 +19,7 @@ from . import integrity
 from .errors import EnvironmentFailure, ItemError, LakeError
 from .ids import content_digest
 from .layout import Lake
+from .plain_json import from_json
 from .shard_reader import layout, read_sharded
 from .shards import write_sharded
 
@@ -128,7 +129,7 @@ def _damaged(lake: Lake, path: str, digest: str, recorded: integrity.Recorded) -
 def read_meta(lake: Lake, path: str) -> dict[str, Any]:
     """What is known of an array beside its numbers. Raises ItemError where the array is not whole."""
     try:
-        return dict(json.loads(lake.store.get(f"{path}/zarr.json"))["attributes"]["diastole"])
+        return dict(from_json(lake.store.get(f"{path}/zarr.json"))["attributes"]["diastole"])
     except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError) as error:
         raise ItemError("array_missing", f"its array is missing or damaged; {integrity.how_to_heal(path)}") from error
 

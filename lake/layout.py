@@ -10,12 +10,14 @@ from functools import cached_property
 from . import keys
 from .errors import LakeError
 from .ids import keyed, sha256_bytes
+from .plain_json import from_json
 from .store import Store
 
 FORMAT = 1
 """The version of the layout that this code writes, and the newest that it reads."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_LAKE_ID = re.compile("[0-9a-f]{32}")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -65,11 +67,13 @@ class Lake:
         """Open the lake at `root`. Raises LakeError where there is none, or one of a newer format."""
         store = _store(root)
         try:
-            header = json.loads(store.get("lake.json"))
+            header = from_json(store.get("lake.json"))
             needed, lake_id = int(header["min_reader"]), str(header["lake_id"])
+            if not _LAKE_ID.fullmatch(lake_id):
+                raise ValueError("its id would be a path to another key")
         except (FileNotFoundError, NotADirectoryError):
             raise LakeError(f"there is no lake at {root}; make one with: diastole init {root}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, ValueError, KeyError, TypeError):
             raise LakeError(f"lake.json at {root} is damaged; restore it from a backup") from None
         if needed > FORMAT:
             raise LakeError(
@@ -82,8 +86,8 @@ class Lake:
     def key(self) -> bytes:
         """The lake's secret, needed to make ids; planning, scoring and querying work without it."""
         key = self._key or keys.load(self.lake_id)
-        header = json.loads(self.store.get("lake.json"))
-        if header["key_check"] != sha256_bytes(b"diastole-key-check" + key)[:16]:
+        header = from_json(self.store.get("lake.json"))
+        if header.get("key_check") != sha256_bytes(b"diastole-key-check" + key)[:16]:
             raise LakeError(f"the key that is here is not the one of lake {self.lake_id}; ids would change")
         return key
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from .errors import BusyError, EnvironmentFailure
 from .layout import Lake
+from .plain_json import from_json
 
 LEASE_SECONDS = float(os.environ.get("DIASTOLE_LEASE_SECONDS", "60"))
 """How long a holder may be silent before another may take its lease."""
@@ -136,16 +137,17 @@ def exclusive(lake: Lake, what: str, wait: float = 0.0) -> Iterator[Lease]:
 def living(lake: Lake, path: str) -> dict[str, Any] | None:
     """Who holds a lease; None where nobody does, it ran out, or its process is gone from this machine."""
     try:
-        found = dict(json.loads(lake.store.get(path)))
-        return found if found["until"] > time.time() and not _gone(found) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        found = {"what": "work", **from_json(lake.store.get(path))}
+        held = found["pid"] > 0 and found["until"] > time.time()
+        return found if held and not _gone(found) else None
+    except (FileNotFoundError, ArithmeticError, ValueError, KeyError, TypeError):
         return None
 
 
 def newest(lake: Lake, folder: str) -> int:
     """The number that counts; 0 where there is none."""
     stems = [name.partition(".")[0] for name in lake.store.names(folder)]
-    return max((int(stem) for stem in stems if stem.isdigit()), default=0)
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
 def _sharing(lake: Lake) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import ModelError
 from .ids import digest, sha256_bytes
 from .layout import Lake, check_name
+from .plain_yaml import from_yaml
 
 
 class _Strict(BaseModel):
@@ -124,11 +125,11 @@ class Manifest(_Strict):
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Read `model.yaml`. Raises ModelError with the first thing that is wrong."""
     try:
-        return Manifest.model_validate(yaml.safe_load(data))
-    except yaml.YAMLError as error:
-        raise ModelError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        return Manifest.model_validate(from_yaml(data))
     except ValidationError as error:
         raise ModelError(f"{where}: {first_problem(error)}") from None
+    except ValueError as error:
+        raise ModelError(f"{where}: {error}") from None
 
 
 def first_problem(error: ValidationError) -> str:
@@ -138,7 +139,7 @@ def first_problem(error: ValidationError) -> str:
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     at = ".".join(str(part) for part in first["loc"]) or "the file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{at}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+    return " ".join(f"{at}: {first['msg'][0].lower()}{first['msg'][1:]}"[:300].split()) + more
 
 
 def add(lake: Lake, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
@@ -176,13 +177,21 @@ def add(lake: Lake, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
 def add_folder(lake: Lake, folder: Path) -> Manifest:
     """Put a package from a local folder into the lake."""
     try:
-        manifest = parse_manifest((folder / "model.yaml").read_bytes(), f"{folder}/model.yaml")
-        paths = [folder / entry.path for entry in manifest.files.values()]
-        return add(lake, manifest, {path.name: path.read_bytes() for path in paths})
+        manifest = parse_manifest(_inside(folder, "model.yaml"), f"{folder}/model.yaml")
+        return add(lake, manifest, {entry.path: _inside(folder, entry.path) for entry in manifest.files.values()})
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ModelError(
             f"{error.filename} is not there; a package is a folder with model.yaml and its files"
         ) from None
+
+
+def _inside(folder: Path, name: str) -> bytes:
+    """A file of a package's folder. What is no plain file there would never end, or be another's. Raises ModelError."""
+    path = folder / name
+    plain = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    if path.exists() and not plain and not path.is_dir():
+        raise ModelError(f"{name} of the package is no plain file of its folder; put the file itself there")
+    return path.read_bytes()
 
 
 def load(lake: Lake, ref: str) -> Manifest:

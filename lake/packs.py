@@ -20,6 +20,7 @@ from .chunks import Chunks, ForeignChunks, open_chunks
 from .errors import ItemError
 from .ids import canonical_json, digest
 from .layout import Lake
+from .plain_json import from_json
 from .shards import ZSTD_LEVEL, write_sharded
 
 CHUNK_BYTES = 2**20
@@ -100,9 +101,9 @@ class Pack:
     def open(cls, lake: Lake, path: str) -> "Pack":
         """Raises ItemError where the pack cannot be read at all, EnvironmentFailure where storage fails."""
         try:
-            found = json.loads(lake.store.get(f"{path}/zarr.json"))["attributes"]["diastole"]
+            found = from_json(lake.store.get(f"{path}/zarr.json"))["attributes"]["diastole"]
             meta, rows, checks = dict(found["meta"]), int(found["rows"]), [bytes.fromhex(c) for c in found["checks"]]
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(path) from error
         images, known = open_chunks(lake, f"{path}/images", rows), open_chunks(lake, f"{path}/digests")
         fits = len(images.shape) == 4 and known.shape == (images.shape[0], 16) and images.dtype.kind in "iuf"

@@ -10,6 +10,7 @@ from . import delta
 from .errors import LakeError
 from .ids import digest
 from .layout import Lake
+from .plain_json import from_json
 from .whole import link_only_run, link_runs
 
 if TYPE_CHECKING:
@@ -108,7 +109,15 @@ def fix_output(
 def read_output(lake: Lake, output: str) -> dict[str, Any]:
     """What fixes an output: task, classes, columns and units. Raises LakeError where there is no such output."""
     try:
-        return dict(json.loads(lake.store.get(f"{lake.predictions(output)}/output.json")))
+        found = from_json(lake.store.get(f"{lake.predictions(output)}/output.json"))
+        kinds = {"task": str, "classes": list, "columns": dict}
+        if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError
+        if not all(isinstance(value, str) for value in (*found["classes"], *found["columns"].values())):
+            raise ValueError
+        return found
+    except ValueError:
+        raise LakeError(f"output.json of output {output!r} is damaged; restore it from a backup") from None
     except FileNotFoundError:
         there = ", ".join(lake.store.folders("predictions")) or "none yet"
         raise LakeError(f"there is no output {output!r} in this lake; there is: {there}") from None

@@ -4,7 +4,6 @@ Through zarr, its event loop and the threads of zarrs, a volume of 4 MB takes 11
 zstd's and 2 the digest's. Arrays in any other layout are left to zarr.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .layout import Lake
+from .plain_json import from_json
 
 DECODERS = min(4, (os.cpu_count() or 1) // 2)
 """Threads that decode: one gives less than a gigabyte per second, and a GPU may want more. Where there are but two cores,
@@ -47,7 +47,7 @@ class Sharded:
 def layout(metadata: bytes) -> Sharded | None:
     """What a zarr.json says, if `shards` could have written it; else None."""
     try:
-        found = json.loads(metadata)
+        found = from_json(metadata)
         [codec] = found["codecs"]
         inner, shards = codec["configuration"], tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
         [first, second] = inner["codecs"]
@@ -67,8 +67,9 @@ def layout(metadata: bytes) -> Sharded | None:
             second == _CRC32C,
         )
         sizes = zip(one.shape, one.chunks, one.shards, strict=True)
-        fits = all(type(size) is int and size > 0 and chunk > 0 and shard % chunk == 0 for size, chunk, shard in sizes)
-    except (LookupError, TypeError, ValueError):
+        whole = (all(type(size) is int and size > 0 for size in axis) for axis in sizes)
+        fits = all(whole) and all(shard % chunk == 0 for chunk, shard in zip(one.chunks, one.shards, strict=True))
+    except (AttributeError, LookupError, TypeError, ValueError):
         return None
     return one if ours and fits and one.dtype.kind in "iuf" else None
 

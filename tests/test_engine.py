@@ -104,7 +104,7 @@ def test_nan_and_exceptions_of_the_network_cost_only_their_item(lake, tmp_path):
     row = made.by_name(lake)["p3"]
     assert row["probabilities"] is None
     assert row["status"] == "failed"
-    assert "it knows no Y" in made.by_name(lake)["p7"]["error"]
+    assert "IndexError in code.py, line " in made.by_name(lake)["p7"]["error"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(lake, tmp_path):

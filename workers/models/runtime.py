@@ -16,6 +16,7 @@ from ...lake.errors import EnvironmentFailure, ModelError
 from ...lake.ids import sha256_bytes
 from ...lake.layout import Lake
 from ...lake.models import Manifest, network_code, own_network, read_file
+from . import archives
 from .fast import channels_last, compiled, frozen, laid, session_options
 from .settings import Settings
 
@@ -155,7 +156,8 @@ def _torchscript(
 ) -> Forward:
     del threads
     try:
-        module = torch.jit.load(io.BytesIO(read_file(lake, manifest, name)), map_location=device).eval()  # type: ignore[no-untyped-call]  # torch has no type for it
+        data = archives.torchscript(read_file(lake, manifest, name), f"{manifest.ref}: {manifest.files[name].path}")
+        module = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]  # torch has no type for it
     except RuntimeError as error:
         raise ModelError(f"{manifest.ref}: {manifest.files[name].path} is not TorchScript") from error
     if settings.channels_last:
@@ -182,7 +184,7 @@ def _onnx(
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise ModelError("this onnxruntime has no CUDA; install onnxruntime-gpu, or set device: cpu in the job")
         providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
-    data = read_file(lake, manifest, name)
+    data = archives.onnx(read_file(lake, manifest, name), f"{manifest.ref}: {manifest.files[name].path}")
     try:
         session = onnxruntime.InferenceSession(data, session_options(settings, threads), providers=providers)
     except Exception as error:  # onnxruntime raises plain classes of its own for a bad file
@@ -211,16 +213,16 @@ def _python(
 ) -> Forward:
     del threads
     build = _builder(lake, manifest)
-    data = read_file(lake, manifest, name)
-    try:
-        weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle that wants to run code, or no state dict at all
-        raise ModelError(
-            f"{manifest.ref}: {manifest.files[name].path} is not a plain state dict; nothing of it was run"
-        ) from error
+    what = f"{manifest.ref}: {manifest.files[name].path}"
+    weights = archives.state_dict(read_file(lake, manifest, name), what)
     shared = {key: value for key, value in manifest.network_options.items() if key not in manifest.files}
+    options = {**shared, **manifest.network_options.get(name, {})}
     try:
-        network = build(**shared, **manifest.network_options.get(name, {}))
+        if own_network(manifest) and not _fits(build, options, weights):
+            raise ModelError(f"{what} does not fit the network {manifest.network}")
+        network = build(**options)
+    except ModelError:
+        raise
     except Exception as error:  # any class may come from code that is not ours
         raise ModelError(
             f"{manifest.ref}: {manifest.network} cannot be built with its network_options: {type(error).__name__}: {error}"
@@ -228,14 +230,20 @@ def _python(
     try:
         network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
     except (RuntimeError, AttributeError) as error:
-        raise ModelError(
-            f"{manifest.ref}: {manifest.files[name].path} does not fit the network {manifest.network}"
-        ) from error
+        raise ModelError(f"{what} does not fit the network {manifest.network}") from error
     network = network.to(device).eval()
     if settings.channels_last:
         channels_last(network)
     run = compiled(network, manifest.ref, device) if settings.compile else network
     return lambda inputs: _named(outputs, run(*_laid(inputs, settings)))
+
+
+def _fits(build: Callable[..., torch.nn.Module], options: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    """Whether a network would have these weights, told without its memory: options may name any size."""
+    with torch.device("meta"):
+        wanted = build(**options).state_dict()
+    found = {key.removeprefix("module."): getattr(value, "shape", None) for key, value in weights.items()}
+    return found == {key: value.shape for key, value in wanted.items()}
 
 
 def _laid(inputs: Mapping[str, torch.Tensor], settings: Settings) -> list[torch.Tensor]:

@@ -206,7 +206,12 @@ class SequenceClasses(Task):
 
         for step, stage in enumerate(self.options.stages):
             if stage.idf is not None:
-                self._tables[step] = np.load(io.BytesIO(read(stage.idf)), allow_pickle=False).astype(np.float32)
+                try:
+                    self._tables[step] = np.load(io.BytesIO(read(stage.idf)), allow_pickle=False).astype(np.float32)
+                except (AttributeError, EOFError, MemoryError, OSError, ValueError) as error:
+                    raise ModelError(
+                        f"{self.manifest.ref}: its table {stage.idf} is no .npy file of numbers"
+                    ) from error
 
     def _weights(self, step: int, device: Any) -> Any:
         import torch
