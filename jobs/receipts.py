@@ -80,7 +80,7 @@ class Receipt:
 def part_of(values: Mapping[str, Any]) -> Part:
     """A part as a receipt or a wave has it. Raises ValueError, TypeError where it is none."""
     part = Part(**values)
-    _hold(part.path, str, inside(part.path))
+    _hold(part.path, str, part.path)  # where it may lie is told by the check before a commit
     _hold(part.sha256, str, _SHA256.fullmatch(part.sha256))
     _hold(part.level, str, part.level in ("item", "row"))
     for number in (part.bytes, part.rows):

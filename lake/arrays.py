@@ -149,7 +149,8 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
         else:
             array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
             data = np.ascontiguousarray(array[...])
-    if content_digest(header(data.shape, data.dtype, meta), data) != expected_digest:
+        found_digest = content_digest(header(data.shape, data.dtype, meta), data)
+    if found_digest != expected_digest:
         raise ItemError(
             "digest_mismatch",
             f"its array is not what was planned: damaged, or changed meanwhile; {integrity.how_to_heal(path)}",
@@ -163,7 +164,17 @@ def decoding(lake: Lake, path: str) -> Iterator[None]:
     try:
         with lake.store.reading(path):
             yield
-    except (RuntimeError, ValueError, OSError) as error:  # an OSError that is left is one of a codec, or: not found
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
+        # An OSError that is left is one of a codec, or: not found
         if said := _OS_ERROR.search(str(error)):
             raise EnvironmentFailure(f"storage failed at {path}: {said[1]}") from error
         raise ItemError(

@@ -112,7 +112,10 @@ class Pack:
         digests, lost = known.read(0, 1)
         if lost.any():
             raise _unreadable(path)
-        start = canonical_json(header(images.shape[1:], images.dtype, meta))
+        try:
+            start = canonical_json(header(images.shape[1:], images.dtype, meta))
+        except ValueError as error:
+            raise _unreadable(path) from error
         return cls(lake, path, meta, digests, images, rows, checks, start)
 
     def __len__(self) -> int:

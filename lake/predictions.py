@@ -124,7 +124,8 @@ def read_output(lake: Lake, output: str) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    return value if isinstance(value, str) else ", ".join(value) or "none"
+    text = value if isinstance(value, str) else ", ".join(value) or "none"
+    return text if len(text) <= 200 and text.isprintable() else f"{text[:200]!r}…"
 
 
 def refresh_current(

@@ -36,9 +36,7 @@ class Store:
             self.local = Path(root.removeprefix("file://")).expanduser().absolute()
             self.root = str(self.local)
         elif scheme in SCHEMES:
-            from obstore.store import from_url
-
-            self._remote = from_url(root)  # credentials come from the environment, and are never written down
+            self._remote = _opened(root)
             self.root = root.rstrip("/")
         else:
             raise LakeError(f"a lake cannot be at {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
@@ -294,6 +292,21 @@ class _Object(io.RawIOBase):
         data = bytes(self._reader.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
+
+
+def _opened(root: str) -> Any:
+    """An object store. Credentials come from the environment: a lake's URL is written down, shown and sent to workers."""
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    scheme, _, rest = root.partition("://")
+    who, at, _ = rest.partition("/")[0].rpartition("@")
+    if set("?#") & set(rest) or (at and (":" in who or not scheme.startswith("abfs"))):
+        raise LakeError("a lake's URL may have no keys and no options in it; set them in the environment")
+    try:
+        return from_url(root)
+    except BaseError:
+        raise LakeError(f"that is no URL of a store at {scheme}://; write it as in s3://bucket/path") from None
 
 
 def _check(relative: str) -> str:

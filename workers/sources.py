@@ -211,7 +211,8 @@ def _manifest(manifest: Path, roots: Sequence[Path], found: set[Path]) -> dict[P
     if "path" not in columns:
         raise SpecError("the manifest needs a first line with the names of its columns; path must be one of them")
     if unknown := [c for c in columns if c not in COLUMNS]:
-        raise SpecError(f"the manifest has unknown columns: {', '.join(unknown)}; known are: {', '.join(COLUMNS)}")
+        named = [c if re.fullmatch("[A-Za-z_]{1,20}", c) else f"column {columns.index(c) + 1}" for c in unknown[:9]]
+        raise SpecError(f"the manifest has unknown columns: {', '.join(named)}; known are: {', '.join(COLUMNS)}")
     said: dict[Path, dict[str, str]] = {}
     for line, row in enumerate(rows, 2):
         if None in row:
@@ -235,7 +236,7 @@ def _manifest(manifest: Path, roots: Sequence[Path], found: set[Path]) -> dict[P
 def _check_time(text: str | None, line: int) -> None:
     try:
         acquired_at(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise SpecError(f"acquired_at in line {line} of the manifest is not like 2020-01-31T12:00:00") from None
 
 

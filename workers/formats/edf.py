@@ -149,7 +149,10 @@ def _signals(path: Path, header: _Header) -> tuple[dict[int, dict[str, Any]], in
     reader = edfio.read_edf if header.variant == "edf" else edfio.read_bdf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it misses the records, which are read below
-        parsed: Any = reader(io.BytesIO(raw), header_encoding="latin-1")
+        try:
+            parsed: Any = reader(io.BytesIO(raw), header_encoding="latin-1")
+        except ValueError as error:
+            raise ItemError("header_lies", "its header holds what no EDF header may") from error
     for index, signal in enumerate(parsed._signals):  # noqa: SLF001 - `signals` leaves out annotations, losing places
         if signal.label not in _ANNOTATIONS:
             signals[index] = _channel(signal, index)

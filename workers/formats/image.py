@@ -146,7 +146,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:  # MPO is opened as JPEG
                 yield image
     except UnidentifiedImageError as error:
         raise ItemError("unreadable", "it begins as an image does, but its header cannot be read") from error

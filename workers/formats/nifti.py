@@ -160,9 +160,12 @@ def _geometry(header: _Header) -> tuple[dict[str, Any], str]:
     affine[:3] *= _MILLIMETRES.get(space, 1.0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
+    axes = nibabel.aff2axcodes(affine)
+    if None in axes:
+        raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
     meta: dict[str, Any] = {
         "spacing": [round(float(size), 6) for size in nibabel.affines.voxel_sizes(affine)],  # stored as float32
-        "orientation": None if affine_from == "assumed" else "".join(nibabel.aff2axcodes(affine)),
+        "orientation": None if affine_from == "assumed" else "".join(axes),
         "affine": [float(number) for number in affine.ravel()],
         "rescale": [1.0, 0.0] if slope is None else [float(slope), float(inter)],
     }

@@ -9,6 +9,7 @@ since a conversion (float64 by rounding, bool by meaning) is the owner's to make
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _header(path: Path) -> _Header:
         head = stream.read(_HEADER_BYTES)
     try:
         shape, fortran, dtype, offset = _parsed(head)
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, TokenError) as error:  # numpy parses it as Python
         raise ItemError("unreadable", "it begins as a .npy file, but its header cannot be read") from error
     if dtype.names is not None or dtype.name not in DTYPES:
         what = dtype.name if dtype.kind in "biufc" else "no numbers"

