@@ -6,7 +6,9 @@ DONE = $(VENV)/.installed
 LOCK = constraints.txt
 PEERS = $(VENV)/.peers
 
-.PHONY: demo demo-change test test-all lint bench bench-tune format clean setup
+MINUTES ?= 60
+
+.PHONY: fuzz sbom audit demo demo-change test test-all lint bench bench-tune format clean setup
 
 setup: $(DONE)
 
@@ -47,6 +49,22 @@ lint: $(DONE)
 	$(BIN)/ruff format --check .
 	rm -rf build && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typed . 
 	MYPYPATH=build/typed $(BIN)/mypy -p diastole.lake -p diastole.jobs -p diastole.workers -p diastole.cluster
+
+	@$(MAKE) --no-print-directory audit sbom
+
+# Known faults of what constraints.txt pins. Where no data of them can be reached it says so, and does not fail for that.
+audit: $(DONE)
+	@$(BIN)/python tests/audit.py $(LOCK)
+
+# What constraints.txt pins, as CycloneDX, into build/.
+sbom: $(DONE)
+	@mkdir -p build
+	@$(BIN)/python -m cyclonedx_py requirements --output-reproducible --of JSON -o build/sbom.cdx.json $(LOCK)
+	@echo "build/sbom.cdx.json: $$(grep -c '"bom-ref": "requirements' build/sbom.cdx.json) packages"
+
+# Hostile files for so long; what is found goes into tests/fuzz/corpus.
+fuzz: $(DONE)
+	nice -n 19 $(BIN)/python -W ignore tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 format: $(DONE)
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from ..lake.errors import CommitError, EnvironmentFailure
 from ..lake.ids import sha256_bytes
 from ..lake.layout import Lake
+from ..lake.sequences import BAD
 from .receipts import Part
 
 
@@ -57,5 +58,5 @@ def read_part(lake: Lake, root: str, part: Part, columns: list[str] | None) -> p
         # Not pq.read_table, which goes by a dataset: of a part of some thousand rows that took four times as long.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         return file.read(columns=columns, use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
+    except BAD as error:
         raise CommitError(f"{part.path} is damaged; delete its receipt and run again: its shard is redone") from error

@@ -6,6 +6,7 @@ missing, empty, damaged or changed is an error, never fill values.
 """
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,10 @@ from .shards import write_sharded
 
 SHARD_BYTES = 256 * 2**20
 """Upper bound of one shard before compression."""
+
+
+UNPACKED = 2**16
+"""How many times its size a chunk may unpack to: zstd makes of zeros a thirty-thousandth at best."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
             data = read_sharded(lake, f"{path}/{name}", found)
         else:
             array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), path=name, mode="r")
+            believe(lake, f"{path}/{name}", array)
             data = np.ascontiguousarray(array[...])
         found_digest = content_digest(header(data.shape, data.dtype, meta), data)
     if found_digest != expected_digest:
@@ -156,6 +162,14 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
             f"its array is not what was planned: damaged, or changed meanwhile; {integrity.how_to_heal(path)}",
         )
     return data, meta
+
+
+def believe(lake: Lake, path: str, array: Any) -> None:
+    """Raise ValueError where an array claims more than its files can unpack to: zarrs ends the process for want of memory."""
+    there = sum(size for _, size in lake.store.list(path))
+    for shape in (array.shape, array.chunks, array.shards or array.chunks):
+        if math.prod(shape) * array.dtype.itemsize > UNPACKED * max(there, 2**10):
+            raise ValueError("it claims more than it has")
 
 
 @contextmanager

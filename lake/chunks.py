@@ -6,6 +6,7 @@ looked at, and of a damaged chunk any values may come: packs hold each chunk, wi
 finds all that a crc32c finds.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import READ, decoding, with_pipeline
+from .arrays import READ, UNPACKED, believe, decoding, with_pipeline
 from .errors import ItemError
 from .layout import Lake
 from .shard_reader import DECODERS, layout
@@ -107,10 +108,12 @@ def open_chunks(lake: Lake, path: str, rows: int | None = None) -> Chunks | Fore
     found = _ours(lake, path)
     if found is not None and found[2] == (rows or found[0][0]):
         shard = "/".join([path, "c", *["0"] * len(found[0])])
-        return Chunks(lake, shard, *found, _index(lake, shard, *found))
+        with decoding(lake, path):
+            return Chunks(lake, shard, *found, _index(lake, shard, *found))
     with decoding(lake, path):
         try:
             array = with_pipeline("open_array", READ, lake.store.zarr(path, read_only=True), mode="r")
+            believe(lake, path, array)
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"zarr cannot make sense of {path}/zarr.json") from error
     return ForeignChunks(lake, path, array.shape, array.dtype, rows or max(array.shape, default=1), array)
@@ -136,6 +139,8 @@ def _index(lake: Lake, shard: str, shape: tuple[int, ...], dtype: np.dtype[Any],
     end = (lake.store.size(shard) or 0) - count * _ENTRY - _CRC32C
     if end <= 0:
         return np.broadcast_to(np.int64(0), (count, 2))  # however many it says, they take no memory
+    if math.prod((rows, *shape[1:])) * dtype.itemsize > UNPACKED * end:
+        raise ValueError("a chunk claims more than its shard has")
     entries = np.zeros((count, 2), "<u8")
     lake.store.fill(shard, [(end, entries.reshape(-1).view(np.uint8))])
     offsets, sizes = entries.T

@@ -27,6 +27,8 @@ CHUNK_BYTES = 2**20
 """Images in one inner chunk at about: what is read to get at one image."""
 PACK_BYTES = 256 * 2**20
 """Images in one pack at most, unless one image is larger: so a pack is one shard of Zarr, one object."""
+MOST_ROWS = 2**40
+"""Images in one inner chunk: more are of no pack."""
 TAKEN = 16
 """Chunks that are read in one go where rows are scattered."""
 SAMPLES = 8
@@ -105,9 +107,11 @@ class Pack:
             meta, rows, checks = dict(found["meta"]), int(found["rows"]), [bytes.fromhex(c) for c in found["checks"]]
         except (FileNotFoundError, NotADirectoryError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(path) from error
+        if rows < 1 or rows > MOST_ROWS:
+            raise _unreadable(path)
         images, known = open_chunks(lake, f"{path}/images", rows), open_chunks(lake, f"{path}/digests")
         fits = len(images.shape) == 4 and known.shape == (images.shape[0], 16) and images.dtype.kind in "iuf"
-        if not fits or rows < 1 or len(checks) != -(-images.shape[0] // rows):
+        if not fits or len(checks) != -(-images.shape[0] // rows):
             raise _unreadable(path)
         digests, lost = known.read(0, 1)
         if lost.any():

@@ -16,6 +16,9 @@ PACK_BYTES = 64 * 2**20
 GROUP_BYTES = 2**20
 """Letters in one row group at about: what is read to get at one sequence."""
 
+BAD = (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError)
+"""What Arrow raises of a damaged file, beside what it is meant to raise (ArrowInvalid is a ValueError)."""
+
 ALPHABETS = ("protein", "dna")
 
 SCHEMA = pa.schema([pa.field("content_digest", pa.string()), pa.field("sequence", pa.large_binary())])
@@ -70,7 +73,7 @@ def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
                 pa.OSFile(str(lake.store.path(path))) if lake.store.local else pa.BufferReader(lake.store.get(path))
             )
             pack = pq.ParquetFile(source, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+    except BAD as error:
         raise ItemError(
             "pack_unreadable", f"its pack of sequences is missing or damaged; {how_to_heal(path)}"
         ) from error
@@ -85,7 +88,7 @@ def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
                     with lake.store.reading(path):
                         column = pack.read_row_group(group, columns=["sequence"])[0]
                     found.update({row: column[row - first].as_py() for row in here})
-                except (OSError, pa.ArrowInvalid):
+                except BAD:
                     pass  # what is left is Arrow's own: a checksum or an encoding that does not hold
             first += count
     return found

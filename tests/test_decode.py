@@ -165,6 +165,7 @@ def header(shape, dtype=np.uint8):
     return head.binaryblock + b"\0" * 4
 
 
+@pytest.mark.fault(34)
 def test_lying_dimensions_allocate_nothing(decoder, tmp_path):
     """The header claims 3.5 GB, within the limit; the file has a thousandth of that."""
     head = header((1500, 1500, 1500))
@@ -175,6 +176,7 @@ def test_lying_dimensions_allocate_nothing(decoder, tmp_path):
     assert peak(decoder.pid) < 300 * 2**20
 
 
+@pytest.mark.fault(33)
 def test_gz_bomb_stays_under_the_cap_and_the_limit(decoder, tmp_path):
     """A megabyte that unpacks to 256 MB: as what its header claims, and after voxels that end early."""
     bomb = gzip.compress(header((256, 1024, 1024)) + bytes(2**28), compresslevel=1)

@@ -170,6 +170,7 @@ def test_more_voxels_than_the_gzip_holds_is_truncated(tmp_path):
     assert code(nifti, tmp_path / "a.nii.gz") == "truncated"
 
 
+@pytest.mark.fault(35)
 def test_flipped_byte_in_nii_gz_is_found(tmp_path):
     rng = np.random.default_rng(0)
     nibabel.save(
@@ -330,6 +331,7 @@ def test_records_longer_than_a_piece_are_whole(tmp_path, monkeypatch):
         assert writer.number == 3
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [(">a\nMK-VW\n", "unsupported"), (">a\nMK.VW\n", "unsupported"), (">a\nMK1VW\n", "unreadable"), (">a\nMK*VW\n", "unreadable"), (">a\n>b\nMKVW\n", "unreadable"),

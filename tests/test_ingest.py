@@ -266,6 +266,7 @@ def test_bad_files_are_quarantined_and_the_rest_goes_on(lake, tmp_path):
     assert ingest(lake, "d", [src], IngestOptions(retry=True)).opened == 3
 
 
+@pytest.mark.fault(36)
 def test_short_edf_is_quarantined(lake, tmp_path):
     edf(tmp_path / "a.edf")
     (tmp_path / "a.edf").write_bytes((tmp_path / "a.edf").read_bytes()[:-2])
@@ -293,6 +294,7 @@ def test_raised_limit_reads_what_was_too_large_and_nothing_else(lake, tmp_path):
     assert (report.opened, report.added) == (1, 1)
 
 
+@pytest.mark.fault(42)
 def test_links_that_leave_the_folder_are_refused(lake, tmp_path):
     nifti(tmp_path / "outside" / "secret.nii")
     nifti(tmp_path / "src" / "real" / "a.nii", 1)
@@ -326,6 +328,7 @@ def everything(root):
             yield path.read_bytes().decode("latin-1")
 
 
+@pytest.mark.fault(43)
 def test_planted_patient_name_is_nowhere_in_the_lake(lake, tmp_path, capfd, caplog):
     src = tmp_path / "src" / NAME
     text = NAME.encode()

@@ -32,6 +32,7 @@ def test_the_digest_covers_weights_code_and_contract_but_no_prose(lake):
         assert other.model_digest != base.model_digest
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("path", ["../net.pt", "/etc/passwd", "a/b.pt", ".hidden"])
 def test_a_file_outside_of_its_package_is_refused(lake, path):
     with pytest.raises(ModelError, match="a file lies directly in the package's folder"):
@@ -47,6 +48,7 @@ class Planted:
         return (exec, ("import pathlib; pathlib.Path('/tmp/diastole-planted').touch()",))
 
 
+@pytest.mark.fault(40)
 def test_a_checkpoint_that_wants_to_run_code_is_refused_and_not_run(lake, tmp_path):
     made.add_proteins(lake, tmp_path / "src", made.proteins(2))
     data = pickle.dumps(Planted())

@@ -35,12 +35,14 @@ def test_of_many_processes_exactly_one_puts_each_file(tmp_path):
     assert not list(tmp_path.glob(".part-*"))
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("root", ["http://169.254.169.254/latest", "https://example.org/lake", "ftp://a/b", "x://y"])
 def test_what_is_no_object_store_is_refused(root):
     with pytest.raises(LakeError, match="a lake cannot be at"):
         Store(root)
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("path", ["../outside", "a/../../outside", "/etc/passwd", "", ".", "a\\..\\b"])
 @pytest.mark.parametrize("root", ["{tmp}/lake", "memory://"])
 def test_a_path_that_leads_out_is_refused(tmp_path, root, path):
@@ -58,6 +60,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path, root, path):
         store.uri(path)
 
 
+@pytest.mark.fault(42)
 def test_a_link_that_leads_out_is_refused(tmp_path):
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "file").write_text("secret")
@@ -99,6 +102,7 @@ def test_a_store_that_lets_the_second_writer_win_is_refused(tmp_path, monkeypatc
         Lake.create(str(tmp_path / "lake"))
 
 
+@pytest.mark.fault(43)
 def test_what_travels_to_a_worker_carries_no_keys(lake, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTED")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")

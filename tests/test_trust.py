@@ -45,6 +45,7 @@ def test_a_network_of_diastoles_own_runs_unasked(lake, monkeypatch):
     opened(lake, manifest, allow=False, monkeypatch=monkeypatch)
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize(
     "network",
     [

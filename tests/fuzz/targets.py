@@ -3,15 +3,17 @@
 Whatever comes in, reading gives a value or raises one of our own errors, and data that have a digest are right or refused.
 """
 
+import contextlib
 import csv
 import functools
 import gzip
 import io
 import json
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from diastole.jobs.plan import Plan
 from diastole.jobs.receipts import Part, Receipt
 from diastole.jobs.spec import Resources, load_job, parse_job
 from diastole.jobs.units import UNITS
-from diastole.lake import arrays, keys, leases, models, packs, predictions, sequences
+from diastole.lake import arrays, leases, models, packs, predictions, sequences
 from diastole.lake.errors import CommitError, DiastoleError, ItemError
 from diastole.lake.ids import sha256_bytes
 from diastole.lake.layout import Lake
@@ -60,11 +62,24 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="diastole-fuzz-"))
 
 
+@contextlib.contextmanager
+def own_keys() -> Iterator[None]:
+    """The keys of lakes lie here, as long as it is entered."""
+    before = os.environ.get("DIASTOLE_KEYS")
+    os.environ["DIASTOLE_KEYS"] = str(folder() / "keys")
+    try:
+        yield
+    finally:
+        del os.environ["DIASTOLE_KEYS"]
+        if before is not None:
+            os.environ["DIASTOLE_KEYS"] = before
+
+
 @functools.cache
 def lake() -> Lake:
     """A small lake with a volume, a pack of images, one of sequences and a model; its key lies beside it."""
-    keys.folder = lambda: folder() / "keys"
-    made = Lake.create(str(folder() / "lake"))
+    with own_keys():
+        made = Lake.create(str(folder() / "lake"))
     rng = np.random.default_rng(0)
     meta = {"spacing": [1.0, 2.0, 3.0], "affine": [float(n) for n in np.eye(4).ravel()], "rescale": [1.0, 0.0]}
     arrays.write_volume(made, "datasets/d/arrays", rng.integers(0, 99, (9, 70, 5)).astype(np.int16), meta)
@@ -362,7 +377,8 @@ def lake_json(data: bytes) -> None:
         except FileNotFoundError as error:
             raise AssertionError from error
 
-    nothing_wrong("lake.json", data, read)
+    with own_keys():
+        nothing_wrong("lake.json", data, read)
 
 
 OUTPUT = {"task": "residues", "schema_version": 1, "classes": ["H"], "columns": {"x": "string"}, "units": {}}
@@ -442,8 +458,8 @@ def data_of(pattern: str, what: str) -> Callable[[bytes], None]:
             assert all(right[row] == text for row, text in found.items())
         else:
             images, bad, scattered, lost = found
-            assert np.array_equal(images[~bad], right[0][~bad])
-            assert np.array_equal(scattered[~lost], right[2][~lost])
+            assert bad.all() or np.array_equal(images[~bad], right[0][~bad])
+            assert lost.all() or np.array_equal(scattered[~lost], right[2][~lost])
 
     return read
 

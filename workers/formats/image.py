@@ -174,6 +174,8 @@ def _format(head: bytes) -> str | None:
 def _check_kind(path: Path, image: Any) -> None:
     """Refuse what would not be stored as it is. Raises ItemError."""
     head = source.head(path, 32)
+    if _format(head) == "png" and len(head) < 26:
+        raise ItemError("truncated", "it ends inside its header; copy it again")
     if _format(head) == "png":
         depth, colour = head[24], head[25]
         if depth == 16 and colour != 0:
