@@ -48,9 +48,9 @@ class _Loader(yaml.SafeLoader):
         if self._depth == DEPTH:
             raise _refused(f"it is nested deeper than {DEPTH}", event)
         self._depth += 1
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
-        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") if node is not None else False
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if number and len(node.value) > NUMBER_LETTERS:
             raise _refused("it has a number that is too long", event)
         return node
