@@ -102,7 +102,7 @@ def fix_output(
     lost = {n for n, t in found["columns"].items() if wanted["columns"].get(n) != t}
     if lost:
         raise LakeError(
-            f"output {output!r} has columns {', '.join(sorted(lost))} that the task no longer writes; name another"
+            f"output {output!r} has columns {_brief(sorted(lost))} that the task no longer writes; name another"
         )
 
 

@@ -23,7 +23,7 @@ SECONDS = 20
 MEMORY = 6 * 2**30
 """Address space; torch and Arrow take two of it before anything is read."""
 CORPUS = Path(__file__).parent / "corpus"
-TURN = 10.0
+TURN = 6.0
 """Seconds of one target at a time."""
 
 

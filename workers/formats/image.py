@@ -16,6 +16,7 @@ What is done to pixels: nothing that changes a value. Colour profiles and gamma 
 Nothing of EXIF, comments or text chunks gets into the lake but the number of the orientation.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ def _opened(path: Path) -> Iterator[Any]:
                 yield image
     except UnidentifiedImageError as error:
         raise ItemError("unreadable", "it begins as an image does, but its header cannot be read") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, struct.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         cut = "truncated" in str(error).lower() or not _ends(path)
