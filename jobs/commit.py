@@ -119,9 +119,10 @@ def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema:
         )
         try:
             actions = [_action(plan, part) for part in parts]
-            table.create_write_transaction(
-                actions, "append", table.schema(), predictions.PARTITIONS, commit_properties=properties
-            )
+            with delta.storage(path):
+                table.create_write_transaction(
+                    actions, "append", table.schema(), predictions.PARTITIONS, commit_properties=properties
+                )
         except CommitFailedError:
             time.sleep(
                 min(2.0, 0.02 * 2**attempt)
@@ -179,7 +180,7 @@ def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
     if table.version() == plan.table_version or not table.file_uris(file_pruning_predicate=group):
         return {}
     key = {"model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id}
-    with database() as opened:
+    with delta.storage(f"predictions/{plan.output}"), database() as opened:
         opened.register("own", predictions.item_rows(table, plan.key_group))
         opened.register("planned", plan.units.select(["item_id", "input_digest", "attempt"]))
         rows = opened.execute(

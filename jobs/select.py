@@ -14,6 +14,7 @@ from ..lake.database import ROWS, Spool
 from ..lake.errors import EnvironmentFailure, SpecError
 from ..lake.items import open_items
 from ..lake.layout import Lake
+from ..lake.store import reason
 from .spec import Selection
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ class _condition:  # noqa: N801 - used like a function
         if not isinstance(error, duckdb.Error | pa.ArrowException | OSError):
             return
         first = str(error).strip().splitlines()[0]
+        if isinstance(error, OSError) or delta.from_storage(error):
+            raise EnvironmentFailure(f"items of {self.selection.dataset} cannot be read: {reason(error)}") from error
         if self.selection.where is None:
             raise EnvironmentFailure(f"items of {self.selection.dataset} cannot be read: {first}") from None
         raise SpecError(f"where: {self.selection.where!r} is not a condition over items: {first}") from None

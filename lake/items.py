@@ -84,7 +84,9 @@ def open_items(lake: Lake, dataset: str) -> "DeltaTable":
 
 def read_items(lake: Lake, dataset: str, columns: list[str] | None = None) -> pa.Table:
     """Items of a dataset. Raises LakeError where it does not exist."""
-    return delta.dataset(open_items(lake, dataset)).to_table(columns=columns)
+    table = open_items(lake, dataset)
+    with delta.storage(lake.dataset(dataset, "items")):
+        return delta.dataset(table).to_table(columns=columns)
 
 
 def read_sources(lake: Lake, dataset: str) -> pa.Table:

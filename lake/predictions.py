@@ -156,7 +156,11 @@ def refresh_current(
             batches = (batch.cast(schema) for batch in connection.sql(_SHOWN).to_arrow_reader(65536))
             delta.overwrite(shown, pa.RecordBatchReader.from_batches(schema, batches), fence)
 
-    delta.retried(f"refresh of {output}", attempt)
+    def attempt_stored() -> None:
+        with delta.storage(lake.current(output)):
+            attempt()
+
+    delta.retried(f"refresh of {output}", attempt_stored)
 
 
 _CHOSEN = """

@@ -1,11 +1,16 @@
 """One class for where a lake lies: a folder, or any URL that obstore opens (s3://, gs://, az://, memory://)."""
 
+import hashlib
 import io
 import os
+import re
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,22 @@ SYNCS = 8
 """Files that are made durable, or copied, at a time."""
 REQUESTS = 8
 """Parts of an object that are asked for at a time: one stream of an object store is slow."""
+RETRY_SECONDS = float(os.environ.get("DIASTOLE_RETRY_SECONDS", "60"))
+"""How long what an object store fails at is tried again, before that is an EnvironmentFailure."""
+SILENT_SECONDS = float(os.environ.get("DIASTOLE_SILENT_SECONDS", "20"))
+"""How long an object store may send nothing before its connection is given up, and the request tried again."""
+REQUEST_SECONDS = 600.0
+"""What one request may take in all: a shard of 256 MB through a slow line."""
+CONNECT_SECONDS = 5.0
+RETRIES = 10
+PIECE = 8 * 2**20
+"""Bytes that are read at a time where a file is only hashed."""
+FOLDERS = 10_000
+"""Folders that are known to be durable, at most."""
+_FOLDERS: set[Path] = set()
+_FOLDERS_LOCK = threading.Lock()
+WRITER = "diastole-writer"
+"""What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
 
 
 class Store:
@@ -36,9 +57,7 @@ class Store:
             self.local = Path(root.removeprefix("file://")).expanduser().absolute()
             self.root = str(self.local)
         elif scheme in SCHEMES:
-            from obstore.store import from_url
-
-            self._remote = from_url(root)  # credentials come from the environment, and are never written down
+            self._remote = _opened(root)  # credentials come from the environment, and are never written down
             self.root = root.rstrip("/")
         else:
             raise LakeError(f"a lake cannot be at {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
@@ -74,6 +93,19 @@ class Store:
 
             return bytes(obstore.get(self._obstore, _check(relative)).bytes())
 
+    def sha256(self, relative: str) -> str:
+        """Of all bytes, which are never held together. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
+        with self.reading(relative):
+            if self.local is not None:
+                with self.path(relative).open("rb", buffering=0) as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            import obstore
+
+            running = hashlib.sha256()
+            for piece in obstore.get(self._obstore, _check(relative)).stream(PIECE):
+                running.update(memoryview(piece))
+            return running.hexdigest()
+
     def open(self, relative: str) -> Any:
         """A file to read parts of, as a context. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
         with self.reading(relative):
@@ -81,7 +113,7 @@ class Store:
                 return self.path(relative).open("rb")
             import obstore
 
-            return io.BufferedReader(_Object(obstore.open_reader(self._obstore, _check(relative))))
+            return io.BufferedReader(_Object(relative, obstore.open_reader(self._obstore, _check(relative))))
 
     def fill(self, relative: str, places: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         """Read parts of one file straight into buffers: each, (bytes,) uint8, from its offset.
@@ -142,24 +174,21 @@ class Store:
                 obstore.put(self._obstore, _check(relative), data)
             return
         path = self.path(relative)
+        self._make(path.parent, durable=durable)
         part = _write_aside(path, data, durable=durable)
         part.replace(path)
         if durable:
             _sync(path.parent)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
-        """Write whole unless something is there already; False if it was. Atomic between processes and machines."""
-        if self.local is None:
-            import obstore
-            from obstore.exceptions import AlreadyExistsError
+        """Write whole unless something is there already; False if it was. Atomic between processes and machines.
 
-            try:
-                with _translated(relative):
-                    obstore.put(self._obstore, _check(relative), data, mode="create")
-            except AlreadyExistsError:
-                return False
-            return True
+        Where an object store wrote it and its answer was lost, it is known as this call's own.
+        """
+        if self.local is None:
+            return self._create(relative, data)
         path = self.path(relative)
+        self._make(path.parent)
         part = _write_aside(path, data)
         try:
             os.link(part, path)
@@ -170,6 +199,31 @@ class Store:
         _sync(path.parent)
         return True
 
+    def _create(self, relative: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        own, until, pause = uuid.uuid4().hex, time.monotonic() + RETRY_SECONDS, 0.1
+        while True:
+            try:
+                with _translated(relative):
+                    obstore.put(self._obstore, _check(relative), data, mode="create", attributes={WRITER: own})
+                return True
+            except AlreadyExistsError:
+                with suppress(FileNotFoundError), _translated(relative):
+                    there = obstore.get(self._obstore, relative, options={"head": True})
+                    return bool(there.attributes.get(WRITER) == own)
+                if time.monotonic() > until:  # deleted, or of two that came at once neither was kept: again
+                    raise EnvironmentFailure(
+                        f"the object store says of {relative} that it is there, and is not"
+                    ) from None
+            except EnvironmentFailure as failure:
+                # A client does not repeat such a put when its connection ends: it cannot tell whether it was done.
+                if time.monotonic() + pause > until or not _passes(failure.__cause__):
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
     def link(self, paths: Mapping[str, str]) -> None:
         """Let what is at each source, and never changes, be at its target too: a link where the folder has them, else a copy."""
         if self.local is None:
@@ -178,7 +232,7 @@ class Store:
             return
         folders = dict.fromkeys(self.path(target).parent for target in paths.values())
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make(folder)
         for source, target in paths.items():
             try:
                 os.link(self.path(source), self.path(target))
@@ -252,9 +306,38 @@ class Store:
         found: dict[Path, None] = {}
         for prefix in prefixes:
             top = self.path(prefix)
+            self._tell(top)
             found |= dict.fromkeys([top.parent, top, *top.rglob("*")])
         with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-sync") as threads:
             list(threads.map(_sync, found))
+
+    def _make(self, folder: Path, *, durable: bool = True) -> None:
+        """Make a folder of the lake, and those above it; what is not `durable` is so only after `sync`."""
+        with _FOLDERS_LOCK:
+            told = folder in _FOLDERS
+        if told and folder.is_dir():
+            return
+        try:
+            gone = [one for one in (folder, *folder.parents) if not one.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot write to {folder}: {error.strerror}") from error
+        with _FOLDERS_LOCK:
+            _FOLDERS.difference_update(gone)
+        if durable:
+            self._tell(folder)
+
+    def _tell(self, folder: Path) -> None:
+        """Make it durable that a folder is there, which is for the one above it to say: once, whoever made it."""
+        for one in (folder, *folder.parents):
+            with _FOLDERS_LOCK:
+                if one in _FOLDERS or one == self.local:
+                    return
+            _sync(one.parent)
+            with _FOLDERS_LOCK:
+                if len(_FOLDERS) >= FOLDERS:
+                    _FOLDERS.clear()
+                _FOLDERS.add(one)
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         """A zarr store rooted at `relative`."""
@@ -262,10 +345,21 @@ class Store:
             from zarr.storage import LocalStore
 
             return LocalStore(self.path(relative), read_only=read_only)
-        from obstore.store import from_url
         from zarr.storage import ObjectStore as ZarrObjectStore
 
-        return ZarrObjectStore(from_url(self.uri(relative)), read_only=read_only)
+        return ZarrObjectStore(_opened(self.uri(relative)), read_only=read_only)
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """How deltalake is to try again, and when to give up."""
+        if self.local is not None or self.root.startswith("memory"):
+            return None
+        return {
+            "timeout": f"{3 * SILENT_SECONDS:g}s",  # it knows no other; nothing of a table is large
+            "connect_timeout": f"{CONNECT_SECONDS:g}s",
+            "max_retries": str(RETRIES),
+            "retry_timeout": f"{RETRY_SECONDS:g}s",
+        }
 
     @property
     def _obstore(self) -> Any:
@@ -275,8 +369,8 @@ class Store:
 class _Object(io.RawIOBase):
     """An object of a store as Python's own kind of file."""
 
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
+    def __init__(self, relative: str, reader: Any) -> None:
+        self._relative, self._reader = relative, reader
 
     def readable(self) -> bool:
         return True
@@ -291,7 +385,8 @@ class _Object(io.RawIOBase):
         return int(self._reader.tell())
 
     def readinto(self, buffer: Any) -> int:
-        data = bytes(self._reader.read(len(buffer)))
+        with _translated(self._relative):
+            data = bytes(self._reader.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 
@@ -316,7 +411,6 @@ def _filled(file: Any, offset: int, into: np.ndarray) -> bool:
 
 
 def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".part-{uuid.uuid4().hex}"
     try:
         with part.open("xb") as file:
@@ -339,6 +433,30 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _opened(url: str) -> "ObjectStore":
+    """What is given up in bounded time."""
+    from obstore.store import from_url
+
+    if url.startswith("memory"):
+        return from_url(url)
+    client: Any = {  # given any, obstore takes none of them from the environment any more
+        name: os.environ[said]
+        for name in ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_ca_certificate", "proxy_excludes")
+        for said in (f"{cloud}_{name.upper()}" for cloud in ("AWS", "GOOGLE", "AZURE"))
+        if said in os.environ
+    }
+    client |= {
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
+        "read_timeout": timedelta(seconds=SILENT_SECONDS),
+        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+    }
+    return from_url(
+        url,
+        client_options=client,
+        retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+    )
+
+
 class _translated:  # noqa: N801 - used like a function
     """Object-store errors in our words: not found stays FileNotFoundError, the rest is the environment's."""
 
@@ -350,7 +468,36 @@ class _translated:  # noqa: N801 - used like a function
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
-        if isinstance(error, NotFoundError):
+        lost = "NoSuchBucket" in str(error)  # no item's fault
+        if isinstance(error, NotFoundError | FileNotFoundError) and not lost:
             raise FileNotFoundError(self.relative) from error
-        if isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError):
-            raise EnvironmentFailure(f"the object store failed at {self.relative}: {type(error).__name__}") from error
+        if lost or (isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError)):
+            raise EnvironmentFailure(f"the object store failed at {self.relative}: {reason(error)}") from error
+
+
+_STATUS = re.compile(r"\b([45]\d\d) ([A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")
+_AWS = re.compile(r"AWS Error ([A-Z_]+)")
+
+
+def reason(error: BaseException) -> str:
+    """Why storage failed, in few words: a client's own may hold an address, a key's name, or pages of XML."""
+    text = str(error).partition("Debug source")[0]
+    found = _STATUS.search(text) or _AWS.search(text)
+    word = " ".join(found.groups()) if found else ""
+    if "NoSuchBucket" in text:
+        word = "there is no such bucket"
+    if re.search(r"\b40[013]\b|Expired|ACCESS_DENIED|InvalidAccessKey|Unauth|PermissionDenied", f"{text} {error!r}"):
+        return f"{word or 'access denied'}; are the keys in the environment still good?"
+    if not word and re.search("timed? ?out|sending request", text, re.IGNORECASE):
+        word = "no answer"
+    if not word and re.search("connect", text, re.IGNORECASE):
+        word = "the connection ended"
+    return word or type(error).__name__
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether what an object store failed with may be over soon."""
+    from obstore.exceptions import GenericError
+
+    found = _STATUS.search(str(error))
+    return isinstance(error, GenericError) and not (found and found[1].startswith("4") and found[1] != "429")

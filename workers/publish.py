@@ -327,10 +327,11 @@ class _Batch:
         # Not `to_table(filter=…)`: deltalake 1.6.6 gives statistics as string_view after a merge, and pyarrow 26
         # cannot compare those with strings. New data match nothing, so one narrow column mostly answers.
         dataset, wanted = delta.dataset(table), pa.array(values, pa.string())
-        if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
-            return []
-        batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
-        return [row for batch in batches if batch.num_rows for row in batch.to_pylist()]
+        with delta.storage(path):
+            if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
+                return []
+            batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
+            return [row for batch in batches if batch.num_rows for row in batch.to_pylist()]
 
 
 def _what(row: Row) -> Row:
