@@ -322,16 +322,27 @@ def quarantine(
 def check(
     lake: LakeOption,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare its sha256.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged results out, so that their job's next run scores them again.")
+    ] = False,
+    wait: Annotated[float, typer.Option(help="Seconds that a repair waits for runs and ingests to end.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Hold every file to what was written. Exit code 1 where something is missing or changed."""
-    from ..lake import integrity
+    """Hold every file to what was written. Exit code 1 where something is missing or changed, and not repaired."""
+    from ..lake.scrub import scrub
+    from .bars import CheckBar
     from .show import show_check
 
     opened = opened_lake(lake)
-    wrong = integrity.check(opened, deep=deep)
-    show_check(integrity.count(opened), wrong, as_json=as_json)
-    if wrong:
+    with CheckBar(opened, quiet=as_json) as bar:
+        found = scrub(opened, deep=deep, progress=bar.update)
+    repaired = None
+    if repair and found.findings:
+        from .repair import mend
+
+        repaired = mend(opened, found.findings, wait)
+    show_check(found, repaired, as_json=as_json)
+    if found.findings if repaired is None else repaired.left:
         raise typer.Exit(1)
 
 

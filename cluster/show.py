@@ -13,10 +13,12 @@ from rich.table import Table
 from ..jobs import runs
 from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
+from ..jobs.repair import Repaired
 from ..lake import delta, predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
+from ..lake.scrub import Scrubbed
 from ..workers.models.settings import Settings
 from ..workers.sources import absolute
 from .driver import Outcome
@@ -334,14 +336,23 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
         _table("", list(rows[0]), [list(row.values()) for row in rows[:200]])
 
 
-def show_check(files: int, wrong: list[tuple[str, str]], *, as_json: bool) -> None:
-    """What an integrity check found."""
+def show_check(found: Scrubbed, repaired: Repaired | None, *, as_json: bool) -> None:
+    """What a check found, and what became of it."""
+    wrong = [{"path": finding.path, "what": finding.problem} for finding in found.findings]
     if as_json:
-        print_json({"files": files, "wrong": [{"path": path, "what": what} for path, what in wrong]})
+        print_json({"files": found.files, "wrong": wrong, **({} if repaired is None else asdict(repaired))})
         return
-    console.print(f"{files} files checked, {len(wrong)} wrong")
-    for path, what in wrong:
-        console.print(f"  {path}: {what}")
+    console.print(f"{found.files} files checked, {len(wrong)} wrong")
+    for one in wrong:
+        console.print(f"  {one['path']}: {one['what']}")
+    if repaired is None:
+        return
+    for path, what in repaired.mended:
+        console.print(f"  repaired: {path}: {what}")
+    for output, count in repaired.outputs.items():
+        console.print(f"{output}: {count} results were taken out; its job's next run scores them again")
+    for path, what in repaired.left:
+        console.print(f"  not repaired: {path}: {what}")
 
 
 def show_checkup(findings: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -199,6 +199,34 @@ def add_files(table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_tak
     table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
 
 
+def replace_files(
+    lake: Lake, path: str, table: "DeltaTable", gone: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]
+) -> None:
+    """Take files out of a table and others in, in one step: `path`, `size_bytes` and `partition` of each that goes; `path`,
+    `size`, `rows` and `partition` of each that comes. Raises CommitFailedError where another wrote since `table` was opened.
+
+    deltalake has no call for it: what it deletes, it must be able to read.
+    """
+    from deltalake.exceptions import CommitFailedError
+
+    now, version = int(time.time() * 1000), table.version() + 1
+    number = table.transaction_version(FENCE)
+    actions: list[dict[str, Any]] = [
+        {"commitInfo": {"timestamp": now, "operation": "REPAIR", "operationParameters": {}, "token": uuid.uuid4().hex}},
+        {"txn": {"appId": FENCE, "version": 0 if number is None else number + 1, "lastUpdated": now}},
+    ]
+    for file in gone:
+        told = {"path": file["path"], "partitionValues": file["partition"], "size": file["size_bytes"]}
+        actions.append({"remove": {**told, "deletionTimestamp": now, "dataChange": True, "extendedFileMetadata": True}})
+    for file in new:
+        told = {"path": file["path"], "partitionValues": file["partition"], "size": file["size"]}
+        stats = json.dumps({"numRecords": file["rows"]})
+        actions.append({"add": {**told, "modificationTime": now, "dataChange": True, "stats": stats}})
+    data = "\n".join(json.dumps(action) for action in actions).encode()
+    if not lake.store.put_if_absent(f"{path}/_delta_log/{version:020d}.json", data):
+        raise CommitFailedError(f"another wrote version {version}")
+
+
 def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:
     """Replace all rows in one step; readers see the old table or the new. Fails if another wrote since the fence."""
     from deltalake import CommitProperties, write_deltalake

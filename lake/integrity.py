@@ -3,12 +3,12 @@
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
 from . import delta
 from .errors import ModelError
-from .ids import sha256_bytes
 from .layout import Lake
 
 PATH = "integrity"
@@ -76,38 +76,56 @@ def read(lake: Lake) -> pa.Table:
 
 def hashed(lake: Lake, prefix: str) -> list[FileRecord]:
     """The files below a folder, read back from storage and hashed."""
-    return [FileRecord(path, size, sha256_bytes(lake.store.get(path))) for path, size in lake.store.list(prefix)]
+    return [FileRecord(path, size, lake.store.sha256(path)) for path, size in lake.store.list(prefix)]
 
 
 def check(lake: Lake, *, deep: bool) -> list[tuple[str, str]]:
-    """(path, what is wrong) of each recorded file, and of each file of a model, that is missing, of another size or,
-    when deep, of other bytes.
-    """
-    wrong = []
-    for row in read(lake).to_pylist():
-        problem = _problem(lake, row["path"], row["bytes"], row["sha256"] if deep else None)
-        if problem is not None:
-            wrong.append((row["path"], problem))
-    return wrong + [(path, problem) for path, problem in _models(lake, deep=deep) if problem is not None]
+    """(path, what is wrong) of each file of the lake that is missing, of another size or, when deep, of other bytes."""
+    from .scrub import scrub
+
+    return [(finding.path, finding.problem) for finding in scrub(lake, deep=deep).findings]
+
+
+def forget(lake: Lake, paths: Iterable[str]) -> None:
+    """Take files out of the integrity table: nothing refers to them any more."""
+    from deltalake import CommitProperties
+
+    gone = sorted(paths)
+
+    def attempt(some: list[str]) -> None:
+        table = delta.ensure_table(lake, PATH, SCHEMA)
+        properties = CommitProperties(app_transactions=[delta.fence(table)], max_commit_retries=0)
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in some)
+        with delta.storage(PATH):
+            table.delete(f"path in ({listed})", commit_properties=properties)
+
+    for start in range(0, len(gone), FORGOTTEN):
+        delta.retried(f"update {PATH}", partial(attempt, gone[start : start + FORGOTTEN]))
 
 
 def count(lake: Lake) -> int:
-    """How many files `check` looks at."""
-    return read(lake).num_rows + len(_models(lake, deep=False))
+    """How many files are recorded, and belong to models."""
+    return read(lake).num_rows + len(models(lake, deep=False))
 
 
-def _problem(lake: Lake, path: str, expected: int | None, sha256: str | None) -> str | None:
+CHANGED = "bytes changed since they were written"
+FORGOTTEN = 1000
+"""Paths in one condition."""
+
+
+def problem(lake: Lake, path: str, expected: int | None, sha256: str | None) -> str | None:
+    """What is wrong with a file that should be of so many bytes, and of this sha256; None is not looked at."""
     size = lake.store.size(path)
     if size is None:
         return "missing"
     if expected is not None and size != expected:
         return f"{size} bytes instead of {expected}"
-    if sha256 is not None and sha256_bytes(lake.store.get(path)) != sha256:
-        return "bytes changed since they were written"
+    if sha256 is not None and lake.store.sha256(path) != sha256:
+        return CHANGED
     return None
 
 
-def _models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
+def models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
     """Each file of a model, which its manifest pins, and what is wrong with it."""
     from .models import parse_manifest  # pydantic is slow to import, and only check needs it
 
@@ -125,5 +143,5 @@ def _models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
             found.append((f"{folder}/model.yaml", None))
             for file in manifest.files.values():
                 path = f"{folder}/{file.path}"
-                found.append((path, _problem(lake, path, None, file.sha256 if deep else None)))
+                found.append((path, problem(lake, path, None, file.sha256 if deep else None)))
     return found

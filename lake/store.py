@@ -7,12 +7,12 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .errors import EnvironmentFailure, LakeError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """What may be opened. `http` is not: a lake's URL must not reach a cloud's metadata service."""
 
@@ -91,7 +92,8 @@ class Store:
                 return self.path(relative).read_bytes()
             import obstore
 
-            return bytes(obstore.get(self._obstore, _check(relative)).bytes())
+            _check(relative)
+            return _again(relative, lambda: bytes(obstore.get(self._obstore, relative).bytes()))
 
     def sha256(self, relative: str) -> str:
         """Of all bytes, which are never held together. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
@@ -101,10 +103,15 @@ class Store:
                     return hashlib.file_digest(file, "sha256").hexdigest()
             import obstore
 
-            running = hashlib.sha256()
-            for piece in obstore.get(self._obstore, _check(relative)).stream(PIECE):
-                running.update(memoryview(piece))
-            return running.hexdigest()
+            _check(relative)
+
+            def hashed() -> str:
+                running = hashlib.sha256()
+                for piece in obstore.get(self._obstore, relative).stream(PIECE):
+                    running.update(memoryview(piece))
+                return running.hexdigest()
+
+            return _again(relative, hashed)
 
     def open(self, relative: str) -> Any:
         """A file to read parts of, as a context. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
@@ -127,9 +134,13 @@ class Store:
                     return np.array([_filled(file, *place) for place in places], bool)
             import obstore
 
+            _check(relative)
+
             def get(place: tuple[int, np.ndarray]) -> bool:
                 offset, into = place
-                part = obstore.get_range(self._obstore, _check(relative), start=offset, length=len(into))
+                part = _again(
+                    relative, lambda: obstore.get_range(self._obstore, relative, start=offset, length=len(into))
+                )
                 into[: len(part)] = np.frombuffer(memoryview(part), np.uint8)
                 return len(part) == len(into)
 
@@ -145,7 +156,8 @@ class Store:
                     return path.stat().st_size if path.is_file() else None
                 import obstore
 
-                return int(obstore.head(self._obstore, _check(relative))["size"])
+                _check(relative)
+                return int(_again(relative, lambda: obstore.head(self._obstore, relative)["size"]))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -170,8 +182,8 @@ class Store:
         if self.local is None:
             import obstore
 
-            with _translated(relative):
-                obstore.put(self._obstore, _check(relative), data)
+            _check(relative)
+            _again(relative, lambda: obstore.put(self._obstore, relative, data))
             return
         path = self.path(relative)
         self._make(path.parent, durable=durable)
@@ -203,26 +215,25 @@ class Store:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        own, until, pause = uuid.uuid4().hex, time.monotonic() + RETRY_SECONDS, 0.1
+        own, until = uuid.uuid4().hex, time.monotonic() + RETRY_SECONDS
+        _check(relative)
+
+        def create() -> None:
+            obstore.put(self._obstore, relative, data, mode="create", attributes={WRITER: own})
+
+        def writer() -> str | None:
+            return obstore.get(self._obstore, relative, options={"head": True}).attributes.get(WRITER)
+
         while True:
             try:
-                with _translated(relative):
-                    obstore.put(self._obstore, _check(relative), data, mode="create", attributes={WRITER: own})
+                _again(relative, create)  # a client alone does not try again when its connection ends
                 return True
             except AlreadyExistsError:
-                with suppress(FileNotFoundError), _translated(relative):
-                    there = obstore.get(self._obstore, relative, options={"head": True})
-                    return bool(there.attributes.get(WRITER) == own)
-                if time.monotonic() > until:  # deleted, or of two that came at once neither was kept: again
-                    raise EnvironmentFailure(
-                        f"the object store says of {relative} that it is there, and is not"
-                    ) from None
-            except EnvironmentFailure as failure:
-                # A client does not repeat such a put when its connection ends: it cannot tell whether it was done.
-                if time.monotonic() + pause > until or not _passes(failure.__cause__):
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+                with suppress(FileNotFoundError):
+                    return bool(_again(relative, writer) == own)
+            if time.monotonic() > until:  # deleted, or of two that came at once neither was kept: again
+                raise EnvironmentFailure(f"the object store says of {relative} that it is there, and is not")
+            time.sleep(0.1)
 
     def link(self, paths: Mapping[str, str]) -> None:
         """Let what is at each source, and never changes, be at its target too: a link where the folder has them, else a copy."""
@@ -246,8 +257,8 @@ class Store:
     def _copy(self, source: str, target: str) -> None:
         import obstore
 
-        with _translated(source):
-            obstore.copy(self._obstore, _check(source), _check(target))
+        _check(source), _check(target)
+        _again(source, lambda: obstore.copy(self._obstore, source, target))
 
     def delete(self, relative: str) -> None:
         """Remove one file, if it is there."""
@@ -256,8 +267,8 @@ class Store:
             return
         import obstore
 
-        with _translated(relative):
-            obstore.delete(self._obstore, _check(relative))
+        _check(relative)
+        _again(relative, lambda: obstore.delete(self._obstore, relative))
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(relative path, bytes) of all files below a folder, sorted."""
@@ -268,9 +279,12 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
-            found = [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, _check(prefix)) for m in b]
-        yield from sorted(found)
+        _check(prefix)
+
+        def found() -> list[tuple[str, int]]:
+            return [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, prefix) for m in b]
+
+        yield from sorted(_again(prefix, found))
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly below a folder, in no order; of a million, one at a time."""
@@ -292,8 +306,8 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
-            found = obstore.list_with_delimiter(self._obstore, _check(prefix))["common_prefixes"]
+        _check(prefix)
+        found = _again(prefix, lambda: obstore.list_with_delimiter(self._obstore, prefix)["common_prefixes"])
         yield from sorted(PurePosixPath(name).name for name in found)
 
     def sync(self, *prefixes: str) -> None:
@@ -473,6 +487,20 @@ class _translated:  # noqa: N801 - used like a function
             raise FileNotFoundError(self.relative) from error
         if lost or (isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError)):
             raise EnvironmentFailure(f"the object store failed at {self.relative}: {reason(error)}") from error
+
+
+def _again(relative: str, act: Callable[[], T]) -> T:
+    """What may be done twice, until it is done. obstore does so, too, but not where half an answer came."""
+    until, pause = time.monotonic() + RETRY_SECONDS, 0.1
+    while True:
+        try:
+            with _translated(relative):
+                return act()
+        except EnvironmentFailure as failure:
+            if time.monotonic() + pause > until or not _passes(failure.__cause__):
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 _STATUS = re.compile(r"\b([45]\d\d) ([A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")

@@ -51,9 +51,9 @@ class Flaky:
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
         return keys | {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": "true", "AWS_EC2_METADATA_DISABLED": "true"}
 
-    def fail(self, kind: str, method: str = ".*", path: str = ".*", times: int = 1) -> None:
-        """The next so many requests whose method and path (with its query) are these fail so."""
-        self._tell({"rule": [kind, method, path, times]})
+    def fail(self, kind: str, method: str = ".*", path: str = ".*", times: int = 1, after: int = 0) -> None:
+        """So many requests whose method and path (with its query) are these fail so, `after` so many that do not."""
+        self._tell({"rule": [kind, method, path, times, after]})
 
     def plan(self, seed: int, share: float) -> None:
         """From now on this share of requests fails, as the seed says: of the same request always in the same way."""
@@ -118,8 +118,10 @@ class _Faults:
     def _rule(self, method: str, path: str) -> str | None:
         for rule in self.rules:
             if rule[3] and re.fullmatch(rule[1], method) and re.search(rule[2], path):
-                rule[3] -= 1
-                return str(rule[0])
+                rule[4] -= 1
+                if rule[4] < 0:
+                    rule[3] -= 1
+                    return str(rule[0])
         return None
 
     def _planned(self, method: str, path: str) -> str | None:
