@@ -14,7 +14,7 @@ from ..lake.database import ROWS, Spool
 from ..lake.errors import EnvironmentFailure, SpecError
 from ..lake.items import open_items
 from ..lake.layout import Lake
-from ..lake.store import reason
+from ..lake.remote import reason
 from .spec import Selection
 
 if TYPE_CHECKING:

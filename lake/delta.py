@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from .errors import EnvironmentFailure
 from .layout import Lake
-from .store import CONNECT_SECONDS, reason
+from .remote import CONNECT_SECONDS, reason
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -1,27 +1,25 @@
 """One class for where a lake lies: a folder, or any URL that obstore opens (s3://, gs://, az://, memory://)."""
 
 import hashlib
-import io
 import os
-import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import remote
 from .errors import EnvironmentFailure, LakeError
+from .remote import again, open_file, opened, translated
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """What may be opened. `http` is not: a lake's URL must not reach a cloud's metadata service."""
 
@@ -29,14 +27,6 @@ SYNCS = 8
 """Files that are made durable, or copied, at a time."""
 REQUESTS = 8
 """Parts of an object that are asked for at a time: one stream of an object store is slow."""
-RETRY_SECONDS = float(os.environ.get("DIASTOLE_RETRY_SECONDS", "60"))
-"""How long what an object store fails at is tried again, before that is an EnvironmentFailure."""
-SILENT_SECONDS = float(os.environ.get("DIASTOLE_SILENT_SECONDS", "20"))
-"""How long an object store may send nothing before its connection is given up, and the request tried again."""
-REQUEST_SECONDS = 600.0
-"""What one request may take in all: a shard of 256 MB through a slow line."""
-CONNECT_SECONDS = 5.0
-RETRIES = 10
 PIECE = 8 * 2**20
 """Bytes that are read at a time where a file is only hashed."""
 FOLDERS = 10_000
@@ -58,7 +48,7 @@ class Store:
             self.local = Path(root.removeprefix("file://")).expanduser().absolute()
             self.root = str(self.local)
         elif scheme in SCHEMES:
-            self._remote = _opened(root)  # credentials come from the environment, and are never written down
+            self._remote = opened(root)  # credentials come from the environment, and are never written down
             self.root = root.rstrip("/")
         else:
             raise LakeError(f"a lake cannot be at {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
@@ -93,7 +83,7 @@ class Store:
             import obstore
 
             _check(relative)
-            return _again(relative, lambda: bytes(obstore.get(self._obstore, relative).bytes()))
+            return again(relative, lambda: bytes(obstore.get(self._obstore, relative).bytes()))
 
     def sha256(self, relative: str) -> str:
         """Of all bytes, which are never held together. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
@@ -111,16 +101,14 @@ class Store:
                     running.update(memoryview(piece))
                 return running.hexdigest()
 
-            return _again(relative, hashed)
+            return again(relative, hashed)
 
     def open(self, relative: str) -> Any:
         """A file to read parts of, as a context. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
         with self.reading(relative):
             if self.local is not None:
                 return self.path(relative).open("rb")
-            import obstore
-
-            return io.BufferedReader(_Object(relative, obstore.open_reader(self._obstore, _check(relative))))
+            return open_file(self._obstore, _check(relative))
 
     def fill(self, relative: str, places: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         """Read parts of one file straight into buffers: each, (bytes,) uint8, from its offset.
@@ -138,7 +126,7 @@ class Store:
 
             def get(place: tuple[int, np.ndarray]) -> bool:
                 offset, into = place
-                part = _again(
+                part = again(
                     relative, lambda: obstore.get_range(self._obstore, relative, start=offset, length=len(into))
                 )
                 into[: len(part)] = np.frombuffer(memoryview(part), np.uint8)
@@ -157,7 +145,7 @@ class Store:
                 import obstore
 
                 _check(relative)
-                return int(_again(relative, lambda: obstore.head(self._obstore, relative)["size"]))
+                return int(again(relative, lambda: obstore.head(self._obstore, relative)["size"]))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -168,7 +156,7 @@ class Store:
         An OSError without a number is no failure of storage, but of a library that found other bytes than it expected.
         """
         try:
-            with _translated(relative):
+            with translated(relative):
                 yield
         except (FileNotFoundError, NotADirectoryError):
             raise
@@ -183,7 +171,7 @@ class Store:
             import obstore
 
             _check(relative)
-            _again(relative, lambda: obstore.put(self._obstore, relative, data))
+            again(relative, lambda: obstore.put(self._obstore, relative, data))
             return
         path = self.path(relative)
         self._make(path.parent, durable=durable)
@@ -215,7 +203,7 @@ class Store:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        own, until = uuid.uuid4().hex, time.monotonic() + RETRY_SECONDS
+        own, until = uuid.uuid4().hex, time.monotonic() + remote.RETRY_SECONDS
         _check(relative)
 
         def create() -> None:
@@ -226,11 +214,11 @@ class Store:
 
         while True:
             try:
-                _again(relative, create)  # a client alone does not try again when its connection ends
+                again(relative, create)  # a client alone does not try again when its connection ends
                 return True
             except AlreadyExistsError:
                 with suppress(FileNotFoundError):
-                    return bool(_again(relative, writer) == own)
+                    return bool(again(relative, writer) == own)
             if time.monotonic() > until:  # deleted, or of two that came at once neither was kept: again
                 raise EnvironmentFailure(f"the object store says of {relative} that it is there, and is not")
             time.sleep(0.1)
@@ -258,7 +246,7 @@ class Store:
         import obstore
 
         _check(source), _check(target)
-        _again(source, lambda: obstore.copy(self._obstore, source, target))
+        again(source, lambda: obstore.copy(self._obstore, source, target))
 
     def delete(self, relative: str) -> None:
         """Remove one file, if it is there."""
@@ -268,7 +256,7 @@ class Store:
         import obstore
 
         _check(relative)
-        _again(relative, lambda: obstore.delete(self._obstore, relative))
+        again(relative, lambda: obstore.delete(self._obstore, relative))
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(relative path, bytes) of all files below a folder, sorted."""
@@ -284,7 +272,7 @@ class Store:
         def found() -> list[tuple[str, int]]:
             return [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, prefix) for m in b]
 
-        yield from sorted(_again(prefix, found))
+        yield from sorted(again(prefix, found))
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly below a folder, in no order; of a million, one at a time."""
@@ -294,7 +282,7 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
+        with translated(prefix):
             for found in obstore.list(self._obstore, _check(prefix)):
                 yield from (name for m in found if "/" not in (name := str(m["path"]).removeprefix(f"{prefix}/")))
 
@@ -307,7 +295,7 @@ class Store:
         import obstore
 
         _check(prefix)
-        found = _again(prefix, lambda: obstore.list_with_delimiter(self._obstore, prefix)["common_prefixes"])
+        found = again(prefix, lambda: obstore.list_with_delimiter(self._obstore, prefix)["common_prefixes"])
         yield from sorted(PurePosixPath(name).name for name in found)
 
     def sync(self, *prefixes: str) -> None:
@@ -361,48 +349,18 @@ class Store:
             return LocalStore(self.path(relative), read_only=read_only)
         from zarr.storage import ObjectStore as ZarrObjectStore
 
-        return ZarrObjectStore(_opened(self.uri(relative)), read_only=read_only)
+        return ZarrObjectStore(opened(self.uri(relative)), read_only=read_only)
 
     @property
     def options(self) -> dict[str, str] | None:
         """How deltalake is to try again, and when to give up."""
         if self.local is not None or self.root.startswith("memory"):
             return None
-        return {
-            "timeout": f"{3 * SILENT_SECONDS:g}s",  # it knows no other; nothing of a table is large
-            "connect_timeout": f"{CONNECT_SECONDS:g}s",
-            "max_retries": str(RETRIES),
-            "retry_timeout": f"{RETRY_SECONDS:g}s",
-        }
+        return remote.delta_options()
 
     @property
     def _obstore(self) -> Any:
         return self._remote
-
-
-class _Object(io.RawIOBase):
-    """An object of a store as Python's own kind of file."""
-
-    def __init__(self, relative: str, reader: Any) -> None:
-        self._relative, self._reader = relative, reader
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._reader.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        with _translated(self._relative):
-            data = bytes(self._reader.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def _check(relative: str) -> str:
@@ -445,87 +403,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _opened(url: str) -> "ObjectStore":
-    """What is given up in bounded time."""
-    from obstore.store import from_url
-
-    if url.startswith("memory"):
-        return from_url(url)
-    client: Any = {  # given any, obstore takes none of them from the environment any more
-        name: os.environ[said]
-        for name in ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_ca_certificate", "proxy_excludes")
-        for said in (f"{cloud}_{name.upper()}" for cloud in ("AWS", "GOOGLE", "AZURE"))
-        if said in os.environ
-    }
-    client |= {
-        "timeout": timedelta(seconds=REQUEST_SECONDS),
-        "read_timeout": timedelta(seconds=SILENT_SECONDS),
-        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-    }
-    return from_url(
-        url,
-        client_options=client,
-        retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
-    )
-
-
-class _translated:  # noqa: N801 - used like a function
-    """Object-store errors in our words: not found stays FileNotFoundError, the rest is the environment's."""
-
-    def __init__(self, relative: str) -> None:
-        self.relative = relative
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-        from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-
-        lost = "NoSuchBucket" in str(error)  # no item's fault
-        if isinstance(error, NotFoundError | FileNotFoundError) and not lost:
-            raise FileNotFoundError(self.relative) from error
-        if lost or (isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError)):
-            raise EnvironmentFailure(f"the object store failed at {self.relative}: {reason(error)}") from error
-
-
-def _again(relative: str, act: Callable[[], T]) -> T:
-    """What may be done twice, until it is done. obstore does so, too, but not where half an answer came."""
-    until, pause = time.monotonic() + RETRY_SECONDS, 0.1
-    while True:
-        try:
-            with _translated(relative):
-                return act()
-        except EnvironmentFailure as failure:
-            if time.monotonic() + pause > until or not _passes(failure.__cause__):
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
-
-
-_STATUS = re.compile(r"\b([45]\d\d) ([A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")
-_AWS = re.compile(r"AWS Error ([A-Z_]+)")
-
-
-def reason(error: BaseException) -> str:
-    """Why storage failed, in few words: a client's own may hold an address, a key's name, or pages of XML."""
-    text = str(error).partition("Debug source")[0]
-    found = _STATUS.search(text) or _AWS.search(text)
-    word = " ".join(found.groups()) if found else ""
-    if "NoSuchBucket" in text:
-        word = "there is no such bucket"
-    if re.search(r"\b40[013]\b|Expired|ACCESS_DENIED|InvalidAccessKey|Unauth|PermissionDenied", f"{text} {error!r}"):
-        return f"{word or 'access denied'}; are the keys in the environment still good?"
-    if not word and re.search("timed? ?out|sending request", text, re.IGNORECASE):
-        word = "no answer"
-    if not word and re.search("connect", text, re.IGNORECASE):
-        word = "the connection ended"
-    return word or type(error).__name__
-
-
-def _passes(error: BaseException | None) -> bool:
-    """Whether what an object store failed with may be over soon."""
-    from obstore.exceptions import GenericError
-
-    found = _STATUS.search(str(error))
-    return isinstance(error, GenericError) and not (found and found[1].startswith("4") and found[1] != "429")
