@@ -196,6 +196,7 @@ def small_disk(tmp_path, monkeypatch):
     subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(20)
 def test_on_a_disk_that_is_full_a_run_stops_with_the_reason_and_goes_on_when_there_is_room(small_disk, tmp_path):
     disk, grow = small_disk
