@@ -33,7 +33,7 @@ class Watch:
     def _look(self, root: str) -> int:
         while os.getppid() == self._parent:
             print(sorted((*key, rows) for key, rows in invariant.per_run(root).items()), flush=True)
-            time.sleep(0.02)
+            time.sleep(0.05)
         return 0
 
     def end(self) -> list[str]:
@@ -63,7 +63,7 @@ def change(soak: "Soak") -> None:
     elif kind == "model":
         soak.add_model(str(int(world.version) + 1))
     elif kind == "retry":
-        soak.do(*soak.runs()[0], "--retry")
+        soak.do([*soak.runs()[0], "--retry"])
         world.retries += 1
 
 
@@ -152,21 +152,20 @@ def other_model_meanwhile(soak: "Soak") -> None:
     command = soak.runs()[0]
     take_in(soak, command)
     soak.world.change()
-    soak.do(*soak.ingests()[0])
+    soak.do(soak.ingests()[0])
     point = soak.chance.choice(RUN_POINTS)
     child = forks.start(command, Planted(crash=f"{point}#1"))
     published = child.wait() == -signal.SIGKILL and point in ("after-commit", "before-current", "before-record")
     if published or child.code == 0:
         soak.world.note_scored_by(command)
     soak.add_model(str(int(soak.world.version) + 1))
-    soak.do(*command, "--replan")
+    soak.do([*command, "--replan"])
 
 
 def take_in(soak: "Soak", command: list[str]) -> None:
     """Let a run have something to do."""
     if command[0] == "run":
-        for ingest in soak.ingests():
-            soak.do(*ingest)
+        soak.do(*soak.ingests())
 
 
 FAULTS: dict[str, Callable[["Soak"], Any]] = {

@@ -81,12 +81,20 @@ class Child:
 
 def start(arguments: Sequence[str], planted: Planted | None = None) -> Child:
     """A command of the command line."""
+    return start_all([arguments], planted)
 
-    def command() -> int:
-        sys.argv = ["diastole", *arguments]
-        return cli.answer()
 
-    return _fork(command, planted or Planted())
+def start_all(commands: Sequence[Sequence[str]], planted: Planted | None = None) -> Child:
+    """Commands, one after the other, until one ends otherwise than well."""
+
+    def work() -> int:
+        for arguments in commands:
+            sys.argv = ["diastole", *arguments]
+            if code := cli.answer():
+                return code
+        return 0
+
+    return _fork(work, planted or Planted())
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ class Soak:
 
     def begin(self) -> None:
         """An empty lake, two models, three subjects."""
-        self.do("init", self.root)
+        self.do(["init", self.root])
         self.add_model("1")
         self.allow(forks.call(_mask_model, self.root))
         self.job("masks", "volumes", "masker@1")
@@ -79,18 +80,15 @@ class Soak:
         """The commands that score."""
         return [["run", str(self.folder / f"{name}.yaml")] for name in ("scores", "masks")]
 
-    def do(self, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-        """A command without a fault. Raises RuntimeError where it ends otherwise than it may."""
-        child = forks.start(arguments)
-        code = child.wait()
-        if code not in allowed:
-            raise RuntimeError(f"{' '.join(arguments[:2])} ended with {code}: {child.said()[-2000:]}")
-        return child.said()
+    def do(self, *commands: Sequence[str]) -> None:
+        """Commands without a fault. Raises RuntimeError where one ends otherwise than well."""
+        child = forks.start_all(commands)
+        if code := child.wait():
+            raise RuntimeError(f"one of {[c[0] for c in commands]} ended with {code}: {child.said()[-2000:]}")
 
     def settle(self) -> None:
         """All commands once more, with nothing in their way."""
-        for command in [*self.ingests(), *self.runs()]:
-            self.do(*command)
+        self.do(*self.ingests(), *self.runs())
         self.world.note_scored()
 
     def episode(self, number: int) -> list[str]:
@@ -107,7 +105,7 @@ class Soak:
         self.counts["reads"] += watch.reads
         found = forks.call(invariant.problems, self.root, self.world)
         if number % 10 == 0:
-            self.do("check", "--deep")
+            self.do(["check", "--deep"])
         return [*found, *partial]
 
 
