@@ -16,7 +16,7 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_models
+from . import cli_models, cli_privacy, recorded
 from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.models_app, name="models")
 app.command()(cli_models.tune)
+app.command()(cli_privacy.withdraw)
+app.command()(cli_privacy.audit)
 INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
@@ -45,8 +47,16 @@ def main() -> NoReturn:
 
 
 def answer() -> int:
-    """Do what the command line says. Returns the exit code; what a user can mend is one line, without a traceback."""
+    """Do what the command line says, and record it in the lake. Returns the exit code."""
     os.umask(0o077)
+    recorded.forget()
+    code = _answer()
+    recorded.end(code)
+    return code
+
+
+def _answer() -> int:
+    """What a user can mend is one line, without a traceback."""
     try:
         app()
     except SystemExit as end:
@@ -99,6 +109,7 @@ def init(root: Annotated[str, typer.Argument(help="Where: a folder, or s3://buck
     from ..lake.layout import Lake
 
     lake = Lake.create(root)
+    recorded.begin(lake)
     print(f"made a lake at {lake.store.root}")
     print(f"its key is in {keys.folder()}: keep a copy; without it new data get other ids")
 
@@ -160,6 +171,8 @@ def ingest(
     )
     with IngestBar(quiet=as_json) as bar:
         report = run_ingest(opened_lake(lake), dataset, paths, options, bar.update)
+    recorded.noted(**{n: getattr(report, n) for n in ("files", "added", "changed", "gone", "withdrawn")})
+    recorded.noted(quarantined=sum(report.quarantined.values()))
     ingest_report(dataset, report, as_json=as_json)
     if report.quarantined:
         raise typer.Exit(1)
@@ -178,7 +191,7 @@ def items(
     if dataset is None:
         show_datasets(opened_lake(lake), as_json=as_json)
     else:
-        show_items(opened_lake(lake), dataset, limit, as_json=as_json)
+        recorded.noted(rows=show_items(opened_lake(lake), dataset, limit, as_json=as_json))
 
 
 @app.command()
@@ -200,6 +213,7 @@ def plan(
     from .show import note, show_plan
 
     spec, opened = load_job(job).with_workers(workers), opened_lake(lake)
+    recorded.noted(job=spec.name, output=spec.output, model=spec.model)
     planned, _, _ = plan_job(opened, spec, Choice(limit, only or (), retry), note)
     found = None
     if with_estimate:
@@ -231,8 +245,10 @@ def run(
 
     spec = load_job(job).with_workers(workers)
     opened = opened_lake(lake)
+    recorded.noted(job=spec.name, output=spec.output, model=spec.model)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
         outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
+    recorded.noted(run_id=outcome.run_id, scored=outcome.scored, failed=outcome.failed)
     show_outcome(outcome, as_json=as_json)
 
 
@@ -271,6 +287,7 @@ def runs_abandon(
         raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
     opened = opened_lake(lake or context.obj)
     found = all_runs.resolve(opened, run_id)
+    recorded.noted(run_id=found)
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
@@ -288,7 +305,7 @@ def show(
     """Show one run: what was scored, skipped and failed, and where the time went."""
     from .show import show_run
 
-    show_run(opened_lake(lake), run_id, as_json=as_json)
+    recorded.noted(run_id=show_run(opened_lake(lake), run_id, as_json=as_json))
 
 
 @app.command()
@@ -303,7 +320,8 @@ def predictions(
     """Show the result of each item that its job means now."""
     from .show import show_predictions
 
-    show_predictions(opened_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+    shown = show_predictions(opened_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+    recorded.noted(**{"rows" if csv is None else "exported": shown})
 
 
 @app.command()
@@ -315,7 +333,7 @@ def quarantine(
     """Show what could not be ingested or scored, with the reason and how to try again."""
     from .show import show_quarantine
 
-    show_quarantine(opened_lake(lake), source, as_json=as_json)
+    recorded.noted(rows=show_quarantine(opened_lake(lake), source, as_json=as_json))
 
 
 @app.command()
@@ -330,7 +348,9 @@ def check(
 
     opened = opened_lake(lake)
     wrong = integrity.check(opened, deep=deep)
-    show_check(integrity.count(opened), wrong, as_json=as_json)
+    files = integrity.count(opened)
+    recorded.noted(files=files, wrong=len(wrong))
+    show_check(files, wrong, as_json=as_json)
     if wrong:
         raise typer.Exit(1)
 

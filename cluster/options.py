@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import recorded
+
 LakeOption = Annotated[
     str,
     typer.Option(
@@ -22,7 +24,9 @@ DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 
 
 def opened_lake(root: str) -> Any:
-    """The lake at a root."""
+    """The lake at a root. The command that opens it is recorded there as it ends."""
     from ..lake.layout import Lake
 
-    return Lake.open(root)
+    lake = Lake.open(root)
+    recorded.begin(lake)
+    return lake

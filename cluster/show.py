@@ -60,6 +60,10 @@ def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
     )
     if report.healed:
         console.print(f"  healed: {report.healed} items whose stored data were damaged or missing")
+    if report.withdrawn:
+        console.print(
+            f"  withdrawn: {report.withdrawn} files of subjects whose consent was withdrawn were not taken in"
+        )
     if report.quarantined:
         console.print(f"  quarantined: {_counts(report.quarantined)}; see: diastole quarantine")
     if report.still_quarantined:
@@ -80,13 +84,13 @@ def show_datasets(lake: Lake, *, as_json: bool) -> None:
         _table("datasets", ["dataset", "items", "modality", "MB"], [[*r[:3], f"{r[3] / 2**20:.1f}"] for r in rows])
 
 
-def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) -> None:
-    """Items of a dataset."""
+def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) -> int:
+    """Items of a dataset; how many were shown."""
     table = read_items(lake, dataset)
     rows = table.sort_by("item_id").slice(0, _rows(limit, as_json=as_json)).to_pylist()
     if as_json:
         print_json(rows)
-        return
+        return len(rows)
     cells = [
         [r["item_id"], r["name"], r["modality"], "×".join(map(str, r["shape"] or [])), r["dtype"], _kind(r), r["state"]]
         for r in rows
@@ -96,6 +100,7 @@ def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) ->
         ["item", "name", "modality", "shape", "dtype", "", "state"],
         cells,
     )
+    return len(rows)
 
 
 def _rows(limit: int | None, *, as_json: bool) -> int | None:
@@ -216,13 +221,13 @@ def show_runs(lake: Lake, *, as_json: bool) -> None:
         )
 
 
-def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
-    """One run."""
+def show_run(lake: Lake, prefix: str, *, as_json: bool) -> str:
+    """One run; its id."""
     run_id = runs.resolve(lake, prefix)
     plan, record = runs.read_plan(lake, run_id), runs.read_record(lake, run_id)
     if as_json:
         print_json({"plan": plan.header(), "reasons": plan.reasons, "refusals": plan.refusals, "record": record})
-        return
+        return run_id
     show_plan(plan, as_json=False)
     record = dict(record or {"state": "unfinished: run its job again to finish it"})
     if predicted := record.pop("predicted", None):
@@ -231,12 +236,14 @@ def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
         console.print(
             f"  {key}: {_counts(value) if isinstance(value, dict) and key in ('skipped', 'reasons') else value}"
         )
+    return run_id
 
 
-def show_predictions(
-    lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool
-) -> None:
-    """The result of each item that its job means now. JSON and CSV have all columns of the table, whatever is in them."""
+def show_predictions(lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool) -> int:
+    """The result of each item that its job means now; how many were shown or written.
+
+    JSON and CSV have all columns of the table, whatever is in them.
+    """
     import pyarrow.compute as pc
 
     current = predictions.read_current(lake, output).to_table(filter=pc.field("level") == level)
@@ -259,15 +266,16 @@ def show_predictions(
     if csv is not None:
         _write_csv(current, csv)
         console.print(f"{current.num_rows} rows in {csv}")
-        return
+        return int(current.num_rows)
     order = [("item_id", "ascending")] + ([("ordinal", "ascending")] if level == "row" else [])
     rows = current.sort_by(order).slice(0, _rows(limit, as_json=as_json))
     if as_json:
         print_json(rows.to_pylist())
-        return
+        return int(rows.num_rows)
     shown = [name for name in current.column_names if name not in hidden]
     cells = [[_brief(row[name]) for name in shown] for row in rows.to_pylist()]
     _table(f"{output}: {rows.num_rows} of {current.num_rows} {level} rows", shown, cells)
+    return int(rows.num_rows)
 
 
 def _write_csv(table: Any, path: Path) -> None:
@@ -299,8 +307,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
-    """What could not be ingested, and the item rows that failed: one view."""
+def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
+    """What could not be ingested, and the item rows that failed: one view; how many."""
     import pyarrow.compute as pc
 
     rows = [
@@ -327,11 +335,12 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
             row["file"] = names.get(row["id"])
     if as_json:
         print_json(rows)
-        return
+        return len(rows)
     counts = Counter(f"{row['stage']}: {row['code']}" for row in rows)
     console.print(f"{len(rows)} in quarantine: {_counts(dict(counts))}")
     if rows:
         _table("", list(rows[0]), [list(row.values()) for row in rows[:200]])
+    return len(rows)
 
 
 def show_check(files: int, wrong: list[tuple[str, str]], *, as_json: bool) -> None:

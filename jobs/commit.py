@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..lake import crash, delta, integrity, predictions
+from ..lake import crash, delta, integrity, predictions, suppressed
 from ..lake.database import database
 from ..lake.errors import CommitError, EnvironmentFailure
 from ..lake.ids import digest
@@ -22,9 +22,8 @@ from .check import check_receipts
 from .ledger import Ledger
 from .merge import merge
 from .parts import read_part, write_part
-from .plan import Plan
+from .plan import Plan, holds
 from .receipts import Part, Receipt
-from .select import suppressed
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -160,6 +159,7 @@ def _without_published(
             scored = set(rows.filter(pc.equal(rows["status"], "scored"))["item_id"].to_pylist())
             published = {item: status for item, status in published.items() if status == "scored" or item not in scored}
     values = pa.array(sorted(set(published) | withdrawn), pa.string())
+    without = digest(values.to_pylist())[:12]  # a run that was killed here may drop more when it goes on
     for part in parts:
         rows = read_part(lake, root, part, None)
         left = rows.filter(pc.invert(pc.is_in(rows["item_id"], values)))
@@ -167,7 +167,7 @@ def _without_published(
         if left.num_rows == rows.num_rows:
             kept.append(part)
         elif left.num_rows:
-            stem = f"{part.path.removesuffix('.parquet')}-v{table.version()}"
+            stem = f"{part.path.removesuffix('.parquet')}-v{table.version()}-{without}"
             kept.append(write_part(lake, root, stem, left, part.level))
     _fix_wave(lake, plan.run_id, number, kept)
     return kept, gone
@@ -194,9 +194,8 @@ def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
 
 
 def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
-    withdrawn = pa.array(sorted(suppressed(lake)), pa.string())
-    theirs = pc.is_in(plan.units["subject_id"], withdrawn) if len(withdrawn) else None
-    return set() if theirs is None else set(plan.units["item_id"].filter(theirs).to_pylist())
+    gone = suppressed.read(lake)
+    return set(plan.units["item_id"].filter(holds(plan, gone)).to_pylist()) if gone else set()
 
 
 def _is_committed(lake: Lake, plan: Plan, number: int) -> bool:

@@ -119,6 +119,13 @@ def upsert(lake: Lake, path: str, rows: pa.Table, key: str, *, none_in: int | No
         retried(f"update {path}", attempt)
 
 
+def files(table: "DeltaTable") -> list[dict[str, Any]]:
+    """Path, size, rows and partition of each of a table's files."""
+    found = pa.table(table.get_add_actions(flatten=False))
+    columns = [name for name in ("path", "size_bytes", "num_records", "partition") if name in found.column_names]
+    return list(found.select(columns).to_pylist())
+
+
 def add_files(table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_taken: Any) -> None:
     """Append files that lie in a table's folder: `path`, `size_bytes`, `num_records` and `partition` of each. Fails if
     another wrote since the fence.

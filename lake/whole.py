@@ -6,8 +6,6 @@ there stays as it is. A run's files never change, so a link is as good as a copy
 
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from . import delta
 from .layout import Lake
 
@@ -44,7 +42,7 @@ def link_only_run(
     So it is the first time; then no row need be looked at. False where it is not so.
     """
     (source, table), (target, current) = predicted, shown
-    files = [file for file in _files(table) if file["partition"]["key_group"] == group]
+    files = [file for file in delta.files(table) if file["partition"]["key_group"] == group]
     own = all(file["path"].rsplit("/", 1)[1].startswith(f"{run_id}-") for file in files)
     if not own or not _same_columns(table, current) or current.file_uris():
         return False
@@ -72,7 +70,7 @@ def link_runs(
     runs = dict(connection.sql(_RUNS).fetchall())
     if not all(runs.values()):
         return False
-    files = [file for file in _files(table) if any(f"/{run}-" in file["path"] for run in runs)]
+    files = [file for file in delta.files(table) if any(f"/{run}-" in file["path"] for run in runs)]
     _link(lake, source, target, files, current, fence_taken)
     return True
 
@@ -91,9 +89,3 @@ def _link(
         return
     lake.store.link({f"{source}/{file['path']}": f"{target}/{file['path']}" for file in files})
     delta.add_files(current, files, fence_taken)
-
-
-def _files(table: "DeltaTable") -> list[dict[str, Any]]:
-    """Path, size, rows and partition of each of a table's files."""
-    columns = ["path", "size_bytes", "num_records", "partition"]
-    return list(pa.table(table.get_add_actions(flatten=False)).select(columns).to_pylist())

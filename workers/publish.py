@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences
+from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences, suppressed
 from diastole.lake.layout import Lake
 
 from .packs import DamagedPacks, put_images, put_letters
@@ -38,6 +38,8 @@ class Counts:
     unchanged: int = 0
     gone: int = 0
     healed: int = 0
+    withdrawn: int = 0
+    """Sources of withdrawn subjects."""
     quarantined: dict[str, int] = field(default_factory=dict)
 
 
@@ -123,6 +125,7 @@ class Ledger:
         self._bytes, self._done = 0, 0.0
         if not events and not (last and self.packs):
             return
+        events = self._allowed(events)
         batch = _Batch(self, self._lake, self._dataset, [c for _, c in events if c is not None])
         for source, claim in events:
             if claim is None:
@@ -133,6 +136,13 @@ class Ledger:
         self._sources = pa.concat_tables([self._sources, done]).combine_chunks()
         first = self._sources.num_rows - done.num_rows
         self._at.update({key: first + row for row, key in enumerate(done["source_key"].to_pylist())})
+
+    def _allowed(self, events: list[tuple[OpenSource, Claim | None]]) -> list[tuple[OpenSource, Claim | None]]:
+        """Without sources whose subject was withdrawn since this ingest began: one that slept may not bring it back."""
+        gone = suppressed.subjects(self._lake)
+        refused = {id(source) for source, claim in events if claim is not None and claim.row["subject_id"] in gone}
+        self.counts.withdrawn += len(refused)
+        return [(source, claim) for source, claim in events if id(source) not in refused]
 
     def owners(self, item_ids: Iterable[str]) -> dict[str, set[str]]:
         """item_id → keys of the sources that claim it, for those that any does."""
