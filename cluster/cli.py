@@ -21,6 +21,7 @@ from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Re
 
 app = typer.Typer(
     name="diastole",
+    cls=recorded.Recorded,
     help="Score biomedical cohorts with deep learning, in batch, exactly once.",
     no_args_is_help=True,
     add_completion=False,
@@ -252,7 +253,7 @@ def run(
     show_outcome(outcome, as_json=as_json)
 
 
-runs_app = typer.Typer(help="Runs of the lake.", invoke_without_command=True)
+runs_app = typer.Typer(cls=recorded.Recorded, help="Runs of the lake.", invoke_without_command=True)
 app.add_typer(runs_app, name="runs")
 
 

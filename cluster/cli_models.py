@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from .options import Json, LakeOption, opened_lake
-from .recorded import noted
+from .recorded import Recorded, noted
 
-models_app = typer.Typer(help="Model packages of the lake.", no_args_is_help=True)
+models_app = typer.Typer(cls=Recorded, help="Model packages of the lake.", no_args_is_help=True)
 
 
 @models_app.command("list")

@@ -70,11 +70,12 @@ def audit(
     """Show who did what with the lake."""
     from ..lake import audit as records
 
+    opened = opened_lake(lake)
     try:
         day: date | None = None if since is None else datetime.strptime(since, "%Y-%m-%d").date()
     except ValueError:
         raise SpecError("--since must be a day, as 2026-01-31") from None
-    found = records.read(opened_lake(lake), day)
+    found = records.read(opened, day)
     noted(records=len(found))
     _show_audit(found, as_json=as_json)
 

@@ -2,7 +2,11 @@
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from typer.core import TyperGroup
 
 from ..lake.errors import EnvironmentFailure
 
@@ -16,27 +20,42 @@ FLAGS = ("deep", "retry", "replan", "verify", "dry_run", "forget", "with_estimat
 _current: dict[str, Any] = {}
 
 
-def begin(lake: Any) -> None:
-    """A command has opened a lake. Its names and switches are noted, nothing else that was typed."""
-    import click
+class Recorded(TyperGroup):
+    """A group of commands, of which the one that is called is known here."""
 
-    context = click.get_current_context(silent=True)
-    _current.clear()
-    _current["lake"] = lake
-    if context is None:
-        return
-    noted(command=context.command_path.partition(" ")[2])
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command that says what it was called with."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.__dict__["invoke"] = partial(_invoked, command.invoke)
+        return command
+
+
+def _invoked(invoke: Callable[[Any], Any], context: Any) -> Any:
+    """Names and switches of a command are noted, nothing else that was typed."""
+    facts = _current["facts"] = {"command": _name(context)}
     for parameter, value in context.params.items():
         if parameter in NAMES and isinstance(value, str) and PLAIN.fullmatch(value):
-            noted(**{NAMES[parameter]: value})
+            facts[NAMES[parameter]] = value
         elif parameter in FLAGS and value:
-            noted(**{parameter: True})
+            facts[parameter] = True
+    return invoke(context)
+
+
+def _name(context: Any) -> str:
+    """As `models add`: without the program's, whatever that was called."""
+    outer = _name(context.parent) if context.parent.parent is not None else ""
+    return f"{outer} {context.info_name}".strip()
+
+
+def begin(lake: Any) -> None:
+    """A command has opened a lake."""
+    _current["lake"] = lake
 
 
 def noted(**facts: Any) -> None:
     """Say more of the command: ids, plain names, counts."""
-    if _current:
-        _current.setdefault("facts", {}).update(facts)
+    _current.setdefault("facts", {}).update(facts)
 
 
 def forget() -> None:

@@ -1,8 +1,11 @@
 """Consent withdrawn: gone from every copy, whatever dies in between, and never back."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from diastole.cluster import cli
 from diastole.cluster.driver import give_up, plan_job
 from diastole.jobs import commit as commits
 from diastole.jobs import runs
@@ -19,6 +23,7 @@ from diastole.jobs.withdraw import withdraw, would_withdraw
 from diastole.lake import integrity, leases, packs, predictions, sequences, suppressed
 from diastole.lake.errors import BusyError
 from diastole.lake.items import read_items
+from diastole.lake.layout import Lake
 from diastole.workers.ingest import IngestOptions, ingest
 
 ROOMS = ("datasets", "predictions", "current", "maps", "quarantine", "integrity")
@@ -52,14 +57,32 @@ def add(lake, folder, kind="fasta", subjects=("01", "02", "03"), each=4, seed=0)
     return ingest(lake, {"fasta": "d", "npy": "i", "edf": "e"}[kind], [folder / kind], options)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Twelve proteins of three subjects, scored; images and recordings of theirs; and another version of the model."""
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIASTOLE_KEYS", str(folder / "keys"))
+        patch.setenv("DIASTOLE_ALLOW_CODE", "")
+        patch.setattr("diastole.jobs.plan.SHARD_COST", (100, 10**9))
+        lake = Lake.create(str(folder / "lake"))
+        for kind in ("fasta", "npy", "edf"):
+            add(lake, folder / "src", kind)
+        made.residues(lake)
+        made.run(lake)
+        made.residues(lake, version="2", seed=3)
+        yield folder, os.environ["DIASTOLE_ALLOW_CODE"]
+
+
 @pytest.fixture
-def cohort(lake, tmp_path):
-    """Twelve proteins of three subjects, scored; and images and recordings of theirs."""
-    for kind in ("fasta", "npy", "edf"):
-        add(lake, tmp_path / "src", kind)
-    made.residues(lake)
-    made.run(lake)
-    return lake
+def cohort(template, tmp_path, monkeypatch):
+    """A copy of it, from sources at paths of their own, with the key that it has."""
+    folder, allowed = template
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", allowed)
+    monkeypatch.setenv("DIASTOLE_KEYS", str(folder / "keys"))
+    shutil.copytree(folder / "lake", tmp_path / "lake")
+    shutil.copytree(folder / "src", tmp_path / "src")
+    return Lake.open(str(tmp_path / "lake"))
 
 
 def items_of(lake, subject):
@@ -145,7 +168,7 @@ def test_nothing_of_a_withdrawn_subject_is_left_and_the_others_stay_as_they_were
     assert_all_others(cohort, gone, before)
     made.assert_each_once(cohort, 8)
     assert shown(cohort) == set(before["d"]) - gone
-    assert made.run(cohort).run_id is None  # nobody's result has become stale
+    assert made.run(cohort, model="m@1").run_id is None  # nobody's result has become stale
     again = withdraw(cohort, [cohort.subject_id("01")], give_up)
     assert (again.items, again.rows, again.packs, again.arrays, again.unknown) == ({}, {}, 0, 0, 0)
     made.assert_each_once(cohort, 8)
@@ -154,7 +177,7 @@ def test_nothing_of_a_withdrawn_subject_is_left_and_the_others_stay_as_they_were
 def test_an_older_content_that_only_a_pack_remembers_goes_too(cohort, tmp_path):
     old = made.proteins(4, seed=1)[0].encode()
     add(cohort, tmp_path / "src", seed=1)  # every protein changes
-    made.run(cohort)
+    made.run(cohort, model="m@1")
     assert old in letters(cohort)
     withdraw(cohort, [cohort.subject_id("01")], give_up)
     assert not {made.proteins(4, seed=s)[n].encode() for s in (1, 101) for n in range(4)} & letters(cohort)
@@ -163,6 +186,7 @@ def test_an_older_content_that_only_a_pack_remembers_goes_too(cohort, tmp_path):
 
 
 def test_what_was_withdrawn_does_not_come_back_by_any_name(cohort, tmp_path):
+    add(cohort, tmp_path / "src")  # the same, at another path
     withdraw(cohort, [cohort.subject_id("01")], give_up)
     for kind in ("fasta", "npy", "edf"):
         report = add(cohort, tmp_path / "src", kind)
@@ -199,7 +223,7 @@ def test_the_same_content_of_another_subject_stays_and_may_come_again(cohort, tm
     assert len(items_of(cohort, "05")) == 1
     assert b"ACDEFGHIKLMNPQ" in letters(cohort)  # it is 05's as well
     assert ingest(cohort, "d", [twin / "05.fasta"], options).withdrawn == 0
-    assert made.run(cohort).scored == 1
+    assert made.run(cohort, model="m@1").scored == 1
 
 
 def test_items_that_are_derived_from_withdrawn_ones_go_with_them(cohort, tmp_path):
@@ -215,7 +239,6 @@ def test_items_that_are_derived_from_withdrawn_ones_go_with_them(cohort, tmp_pat
 
 @pytest.mark.fault(49)
 def test_a_unit_of_which_any_input_is_withdrawn_is_neither_planned_nor_published(cohort):
-    made.residues(cohort, version="2", seed=3)
     plan, _, _ = plan_job(cohort, made.job(model="m@2"), made.driver.Choice())
     other = plan.units["item_id"][0].as_py()
     suppressed.suppress(cohort, "0" * 32, suppressed.Suppressed(items=frozenset([other])))
@@ -234,23 +257,23 @@ def test_a_unit_of_which_any_input_is_withdrawn_is_neither_planned_nor_published
     assert commits._withdrawn_since(cohort, replace(plan, units=units)) == {other, units["item_id"][5].as_py()}
 
 
+SLOW = pytest.mark.slow
 RUN_POINTS = [
-    "after-plan",
-    "mid-shard",
+    pytest.param("after-plan", marks=SLOW),
+    pytest.param("mid-shard", marks=SLOW),
     "after-part",
-    "before-wave",
-    "after-merge",
-    "before-commit",
+    pytest.param("before-wave", marks=SLOW),
+    pytest.param("after-merge", marks=SLOW),
+    pytest.param("before-commit", marks=SLOW),
     "after-commit",
-    "before-current",
-    "before-record",
+    pytest.param("before-current", marks=SLOW),
+    pytest.param("before-record", marks=SLOW),
 ]
 
 
 @pytest.mark.fault(31, 49)
 @pytest.mark.parametrize("point", RUN_POINTS)
 def test_a_run_that_was_killed_anywhere_ends_right_after_a_withdrawal(cohort, tmp_path, point):
-    made.residues(cohort, version="2", seed=3)
     file = made.job_file(tmp_path, model="m@2")
     made.cli(cohort, "run", file, DIASTOLE_CRASH=f"{point}:{tmp_path / 'flag'}")
     assert (tmp_path / "flag").exists()
@@ -266,7 +289,13 @@ def test_a_run_that_was_killed_anywhere_ends_right_after_a_withdrawal(cohort, tm
     assert made.run(cohort, model="m@2").run_id is None
 
 
-POINTS = ["suppressed", "found", "runs", "rewritten", "checkpoint", "rows", "outputs", "packed", "items", "datasets"]
+POINTS = [
+    "suppressed",
+    *(pytest.param(point, marks=SLOW) for point in ("found", "runs", "checkpoint", "rows", "outputs", "datasets")),
+    "rewritten",
+    pytest.param("packed", marks=SLOW),
+    "items",
+]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -275,7 +304,7 @@ def test_a_withdrawal_that_was_killed_anywhere_goes_on(cohort, tmp_path, point):
     command = ("withdraw", "sub-01", "--json")
     killed = made.cli(cohort, *command, DIASTOLE_CRASH=f"withdraw-{point}:{tmp_path / 'flag'}")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    plan, _, _ = plan_job(cohort, made.job(options={"activation": "none"}), made.driver.Choice())
+    plan, _, _ = plan_job(cohort, made.job(model="m@1", options={"activation": "none"}), made.driver.Choice())
     assert not gone & set(plan.units["item_id"].to_pylist())  # from the first moment on
     done = made.cli(cohort, *command)
     assert (done.returncode, json.loads(done.stdout)["unknown"]) == (0, 0), done.stderr
@@ -285,9 +314,8 @@ def test_a_withdrawal_that_was_killed_anywhere_goes_on(cohort, tmp_path, point):
 
 
 @pytest.mark.fault(31)
-@pytest.mark.parametrize("point", ["mid-shard", "before-commit"])
+@pytest.mark.parametrize("point", ["mid-shard", pytest.param("before-commit", marks=SLOW)])
 def test_a_withdrawal_beside_a_run_is_refused_but_the_run_publishes_nothing_of_it(cohort, tmp_path, point):
-    made.residues(cohort, version="2", seed=3)
     line, env = made.command(
         cohort, "run", made.job_file(tmp_path, model="m@2"), DIASTOLE_CRASH=f"pause@{point}:{tmp_path / 'flag'}"
     )
@@ -316,11 +344,10 @@ def test_a_withdrawal_beside_a_run_is_refused_but_the_run_publishes_nothing_of_i
 
 @pytest.mark.fault(31, 49)
 def test_a_run_that_sleeps_past_its_lease_at_its_commit_cannot_bring_it_back(cohort, tmp_path):
-    made.residues(cohort, version="2", seed=3)
     line, env = made.command(
         cohort,
         "run",
-        made.job_file(tmp_path, model="m@2"),
+        made.job_file(tmp_path, model="m@2", output="p"),
         DIASTOLE_CRASH=f"pause@before-commit:{tmp_path / 'flag'}",
         DIASTOLE_LEASE_SECONDS="1",
     )
@@ -335,10 +362,10 @@ def test_a_run_that_sleeps_past_its_lease_at_its_commit_cannot_bring_it_back(coh
     finally:
         running.kill()
         running.wait()
-    assert not gone & {row["item_id"] for row in made.table(cohort)}
-    made.run(cohort, model="m@2")
+    assert not gone & {row["item_id"] for row in made.table(cohort, output="p")}
+    made.run(cohort, model="m@2", output="p")
     assert_nowhere(cohort, gone)
-    made.assert_each_once(cohort, 16)
+    made.assert_each_once(cohort, 8, output="p")
 
 
 def stopped(pid):
@@ -369,22 +396,27 @@ def test_an_ingest_that_sleeps_past_its_lease_does_not_bring_it_back(cohort, tmp
     assert items_of(cohort, "09") == set()
 
 
-def test_names_of_subjects_are_in_nothing_that_is_printed_or_kept(cohort, tmp_path):
+def test_names_of_subjects_are_in_nothing_that_is_printed_or_kept(cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DIASTOLE_LAKE", cohort.store.root)
+
+    def say(*arguments):
+        monkeypatch.setattr(sys, "argv", ["diastole", "withdraw", *arguments])
+        code = cli.answer()
+        out, err = capsys.readouterr()
+        assert "SMITH" not in out + err
+        return code, out, err
+
     (tmp_path / "list.txt").write_text("sub-01\n\nSMITH^JOHN\n")
-    dry = made.cli(cohort, "withdraw", "--file", str(tmp_path / "list.txt"), "--dry-run", "--json")
-    assert json.loads(dry.stdout)["items"] == {"d": 4, "e": 1, "i": 4}
+    _, dry, _ = say("--file", str(tmp_path / "list.txt"), "--dry-run", "--json")
+    assert json.loads(dry)["items"] == {"d": 4, "e": 1, "i": 4}
     assert len(digests(cohort)["d"]) == 12
     assert not list(cohort.store.names("suppressed"))
-    done = made.cli(cohort, "withdraw", "--file", str(tmp_path / "list.txt"))
-    assert done.returncode == 0, done.stderr
-    assert "1 of them have no item" in done.stdout
-    wrong = made.cli(cohort, "withdraw", "--id", "SMITH^JOHN")
-    assert (wrong.returncode, "subject_id" in wrong.stderr) == (2, True)
-    named = made.cli(cohort, "withdraw", "--id", cohort.subject_id("02"), "--json")
-    assert json.loads(named.stdout)["items"] == {"d": 4, "e": 1, "i": 4}
-    assert made.cli(cohort, "withdraw").returncode == 2
-    for said in (dry, done, wrong, named):
-        assert "SMITH" not in said.stdout + said.stderr
+    code, out, err = say("--file", str(tmp_path / "list.txt"))
+    assert (code, "1 of them have no item" in out) == (0, True), err
+    code, _, err = say("--id", "SMITH^JOHN")
+    assert (code, "subject_id" in err) == (2, True)
+    assert json.loads(say("--id", cohort.subject_id("02"), "--json")[1])["items"] == {"d": 4, "e": 1, "i": 4}
+    assert say()[0] == 2
     for path in cohort.store.local.rglob("*"):
         assert "SMITH" not in path.name
         assert not path.is_file() or b"SMITH" not in path.read_bytes()
