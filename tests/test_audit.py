@@ -85,7 +85,7 @@ def test_each_command_leaves_one_record_with_what_it_did(say, lake, cohort, tmp_
     only(say("models", "show", "m"), command="models show", model="m")
     only(say("models", "list"), command="models list")
     subject = lake.subject_id("MRN0042")
-    facts = {"subjects": [subject], "items": 2, "rows": 4, "runs_ended": []}
+    facts = {"subjects": [subject], "items": 2, "rows": 2, "runs_ended": []}
     only(say("withdraw", "MRN0042", "--dry-run"), command="withdraw", dry_run=True, **facts)
     only(say("withdraw", "MRN0042"), command="withdraw", **facts)
     only(say(*taken), command="ingest", dataset="d", **{**counts, "added": 0, "withdrawn": 1})
