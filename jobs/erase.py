@@ -87,7 +87,8 @@ def _rewrite(lake: Lake, path: str, rule: Rule, recorded: Recorded) -> Erased:
     table = delta.open_table(lake, path)
     if table is None:
         return Erased()
-    fence, actions, rows = delta.fence(table), [], 0
+    fence, rows = delta.fence(table), 0
+    actions: list[AddAction | RemoveAction] = []
     written: list[FileRecord] = []
     schema = delta.dataset(table).schema
     for file in delta.files(table):
