@@ -16,7 +16,7 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_models, cli_privacy, recorded
+from . import cli_care, cli_models, cli_privacy, recorded
 from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.add_typer(cli_models.models_app, name="models")
 app.command()(cli_models.tune)
 app.command()(cli_privacy.withdraw)
 app.command()(cli_privacy.audit)
+app.command()(cli_care.sweep)
+app.command()(cli_care.compact)
 INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
@@ -292,8 +294,8 @@ def runs_abandon(
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    with leases.shared(opened, f"giving up run {found[:8]}"):
-        state = give_up(opened, all_runs.read_plan(opened, found))
+    with leases.shared(opened, f"giving up run {found[:8]}") as held:
+        state = give_up(opened, all_runs.read_plan(opened, found), held.check)
     print(f"gave up run {found[:8]}" if state == "abandoned" else f"run {found[:8]} was published already; it is done")
 
 

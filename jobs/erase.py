@@ -73,7 +73,7 @@ def erase(
 def count(lake: Lake, path: str, rule: Rule) -> int:
     """How many rows of a table are meant."""
     table = delta.open_table(lake, path)
-    names = [] if table is None else [f"{path}/{file['path']}" for file in delta.files(table)]
+    names = [] if table is None else [f"{path}/{file['path']}" for file in delta.files_of(table)]
     return sum(_meant(lake, name, rule) for name in names)
 
 
@@ -91,7 +91,7 @@ def _rewrite(lake: Lake, path: str, rule: Rule, recorded: Recorded) -> Erased:
     actions: list[AddAction | RemoveAction] = []
     written: list[FileRecord] = []
     schema = delta.dataset(table).schema
-    for file in delta.files(table):
+    for file in delta.files_of(table):
         if not _meant(lake, f"{path}/{file['path']}", rule):
             continue
         whole = _read(lake, f"{path}/{file['path']}", schema, recorded)
@@ -161,7 +161,7 @@ def _write(lake: Lake, path: str, old: str, rows: pa.Table) -> FileRecord:
 def _drop_dead(lake: Lake, path: str, rule: Rule, *, history: bool) -> None:
     """Files that no present version has: all of them, or with `history` those that hold rows, or cannot be read."""
     table = delta.open_table(lake, path)
-    live = set() if table is None else {f"{path}/{file['path']}" for file in delta.files(table)}
+    live = set() if table is None else {f"{path}/{file['path']}" for file in delta.files_of(table)}
     if table is None and lake.store.size(f"{path}/{LOG}/{0:020}.json") is not None:
         raise LakeError(f"{path} cannot be read; mend it (diastole check), then run again")
     for file, _ in list(lake.store.list(path)):

@@ -250,7 +250,7 @@ class _Withdrawal:
         """Part files of present tables: that one of them is missing must stay known."""
         paths = [self._lake.predictions(output) for output in _outputs(self._lake)]
         return {
-            f"{p}/{file['path']}" for p in paths if (t := delta.open_table(self._lake, p)) for file in delta.files(t)
+            f"{p}/{file['path']}" for p in paths if (t := delta.open_table(self._lake, p)) for file in delta.files_of(t)
         }
 
 
@@ -336,7 +336,7 @@ def _map_folders(lake: Lake, output: str, gone: Collection[str]) -> list[str]:
 def _unrecorded(lake: Lake, path: str, recorded: integrity.Recorded) -> list[integrity.FileRecord]:
     """Files that a withdrawal has put into a table, this one or one that was killed then, hashed."""
     table = delta.open_table(lake, path)
-    live = [] if table is None else [f"{path}/{file['path']}" for file in delta.files(table)]
+    live = [] if table is None else [f"{path}/{file['path']}" for file in delta.files_of(table)]
     new = [file for file in live if WRITTEN_ANEW.search(file) and recorded.get(file) is None]
     return [
         integrity.FileRecord(file, len(data), sha256_bytes(data)) for file in new for data in [lake.store.get(file)]

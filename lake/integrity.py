@@ -43,6 +43,11 @@ def renew(lake: Lake, files: Iterable[FileRecord], written_by: str) -> None:
     delta.upsert(lake, PATH, pa.Table.from_pylist(rows, SCHEMA), "path")
 
 
+def forget(lake: Lake, paths: Iterable[str]) -> None:
+    """Take files out of the integrity table that are about to be removed."""
+    delta.remove(lake, PATH, "path", paths)
+
+
 class Recorded:
     """What is recorded of each file, as it was when this was made."""
 

@@ -39,6 +39,7 @@ def cohort(lake, tmp_path):
     return lake
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_point_a_run_ends_with_each_unit_once(cohort, tmp_path, point):
     file = made.job_file(tmp_path)
@@ -158,6 +159,7 @@ def test_a_full_disk_is_an_error_of_the_environment_and_leaves_nothing_that_coun
     made.assert_each_once(cohort, 240)
 
 
+@pytest.mark.fault(30)
 def test_an_ingest_between_plan_and_commit_does_not_disturb_the_run(cohort, tmp_path):
     made.cli(cohort, "run", made.job_file(tmp_path), DIASTOLE_CRASH="after-plan")
     made.add_proteins(cohort, tmp_path / "src", made.proteins(3, seed=4), prefix="q")

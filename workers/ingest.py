@@ -83,17 +83,22 @@ def ingest(
     """
     options = options or IngestOptions()
     check_name("dataset", dataset)
-    with leases.shared(lake, f"ingest into {dataset}"):
-        return _ingest(lake, dataset, paths, options, progress)
+    with leases.shared(lake, f"ingest into {dataset}") as held:
+        return _ingest(lake, dataset, paths, options, progress, held)
 
 
 def _ingest(
-    lake: Lake, dataset: str, paths: Sequence[Path | str], options: IngestOptions, progress: Progress | None
+    lake: Lake,
+    dataset: str,
+    paths: Sequence[Path | str],
+    options: IngestOptions,
+    progress: Progress | None,
+    held: leases.Held,
 ) -> IngestReport:
     started = time.monotonic()
     sources, folders = find(paths, options)
     keys = [lake.source_key(str(source.path)) for source in sources]
-    run = _Ingest(lake, dataset, options, frozenset(keys))
+    run = _Ingest(lake, dataset, options, frozenset(keys), held)
     try:
         for folder in folders:
             run.opened_folder(folder)
@@ -114,13 +119,15 @@ def _ingest(
 class _Ingest:
     """Threads that each read one source in a decoder of their own, and one ledger that takes them in their order."""
 
-    def __init__(self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str]) -> None:
+    def __init__(
+        self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str], held: leases.Held
+    ) -> None:
         self._lake, self._dataset, self._options = lake, dataset, options
         self._said = ReadOptions(Limits(options.max_item_bytes), options.alphabet)
         self._recorded = integrity.Recorded(lake) if options.verify else None
         self._gone = suppressed.read(lake)
         self._refused: list[str] = []
-        self.ledger = Ledger(lake, dataset, found, self._recorded)
+        self.ledger = Ledger(lake, dataset, found, self._recorded, held.check)
         self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:

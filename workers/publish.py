@@ -4,7 +4,7 @@ Order: files into `integrity`, then items, then quarantine, then sources. A sour
 `sources`, so a kill anywhere leaves sources that the next ingest reads again, and finds their items there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -69,12 +69,15 @@ class Ledger:
         dataset: str,
         found: frozenset[str] = frozenset(),
         recorded: integrity.Recorded | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts = Counts()
         self.found = found
         """Keys of all sources that this ingest has found."""
         self.packs = None if recorded is None else DamagedPacks(lake, recorded)
         """Set where what is stored is verified."""
+        self.check = check
+        """Raises where what was stored may have been swept before a row refers to it."""
         self._lake, self._dataset = lake, dataset
         self._sources = (
             items.read_sources(lake, dataset).select(items.SOURCES.names).cast(items.SOURCES).combine_chunks()
@@ -286,7 +289,8 @@ class _Batch:
         rows = [{**row, "ingested_at": now} for row in [*(c.row for c in self._new.values()), *self._gone.values()]]
         delta.ensure_table(self._lake, self._lake.dataset(self._dataset, "items"), items.ITEMS)  # also where all failed
         none_in = None if self._there or self._gone else self._version
-        items.write_items(self._lake, self._dataset, pa.Table.from_pylist(rows, items.ITEMS), none_in=none_in)
+        new_rows = pa.Table.from_pylist(rows, items.ITEMS)
+        items.write_items(self._lake, self._dataset, new_rows, none_in=none_in, check=self._ledger.check)
         crash.point("ingest-items")
         if self._failures:
             quarantine.record(self._lake, self._dataset, self._failures)
