@@ -15,7 +15,7 @@ from diastole.jobs import compact as compacts
 from diastole.jobs import merge
 from diastole.jobs.compact import compact
 from diastole.jobs.sweep import sweep
-from diastole.lake import delta, integrity
+from diastole.lake import delta, integrity, leases
 from diastole.lake.errors import CommitError, LakeError
 
 POINTS = ["compact-begin", "compact-written", "compact-recorded", "compact-committed"]
@@ -81,6 +81,18 @@ def test_readers_of_the_old_files_are_not_disturbed_until_a_sweep(worn_lake):
     worn.nights(worn_lake, worn_lake.store.local.parent / "src", count=4)  # the last of them is new
     made.assert_each_once(worn_lake, 16)
     assert len(worn.rows(worn_lake, "current/o")) == len(worn.rows(worn_lake, "predictions/o"))
+
+
+def test_what_current_still_shows_of_a_swept_file_stays_recorded(worn_lake):
+    with leases.exclusive(worn_lake, "compaction") as lease:
+        list(compacts._Table(worn_lake, "predictions/o", integrity.Recorded(worn_lake), lease).compact(dry_run=False))
+    linked = {f"current/o/{file['path']}" for file in table_files(worn_lake, "current/o")}
+    before = seen(worn_lake)
+    time.sleep(0.02)
+    assert sweep(worn_lake, 0).removed["predictions"][0] >= 3
+    assert seen(worn_lake) == before
+    assert linked <= {row["path"] for row in integrity.read(worn_lake).to_pylist()}
+    assert integrity.check(worn_lake, deep=True) == []
 
 
 def test_a_compacted_file_has_page_checksums_and_a_flipped_byte_is_found(worn_lake):
