@@ -120,6 +120,19 @@ def paused_past_its_lease(soak: "Soak") -> None:
         soak.counts[f"the one that slept ended with {first.wait()}"] += 1
 
 
+def two_plans(soak: "Soak") -> None:
+    """Two jobs mean the same units: one sleeps with its plan, the other publishes them, the first wakes."""
+    take_in(soak, soak.runs()[0])
+    point = soak.chance.choice(RUN_POINTS[:7])
+    first = forks.start(soak.runs()[0], Planted(crash=f"pause@{point}#1"))
+    while first.poll() is None and not first.stopped():
+        time.sleep(0.005)
+    code = forks.start(soak.same_again()).wait()
+    soak.counts[f"another job ended with {code}"] += 1
+    first.send(signal.SIGCONT)
+    soak.counts[f"the job that slept ended with {first.wait()}"] += 1
+
+
 def two_drivers(soak: "Soak") -> None:
     """The same command twice at a time."""
     command = soak.chance.choice(soak.runs())
@@ -171,7 +184,7 @@ def take_in(soak: "Soak", command: list[str]) -> None:
 FAULTS: dict[str, Callable[["Soak"], Any]] = {
     fault.__name__: fault
     for fault in (
-        nothing, killed_at_a_point, killed_at_any_time, paused_past_its_lease, two_drivers, disk_full, ingest_beside,
+        nothing, killed_at_a_point, killed_at_any_time, paused_past_its_lease, two_plans, two_drivers, disk_full, ingest_beside,
         other_model_meanwhile,
     )
 }  # fmt: skip

@@ -80,6 +80,12 @@ class Soak:
         """The commands that score."""
         return [["run", str(self.folder / f"{name}.yaml")] for name in ("scores", "masks")]
 
+    def same_again(self) -> list[str]:
+        """A run of another job that means the same, into the same output."""
+        spec = json.loads((self.folder / "scores.yaml").read_text()) | {"name": "again"}
+        (self.folder / "again.yaml").write_text(json.dumps(spec))
+        return ["run", str(self.folder / "again.yaml")]
+
     def do(self, *commands: Sequence[str]) -> None:
         """Commands without a fault. Raises RuntimeError where one ends otherwise than well."""
         child = forks.start_all(commands)
