@@ -18,6 +18,14 @@ RUN_POINTS = (
     "before-current", "before-record",
 )  # fmt: skip
 INGEST_POINTS = ("ingest-stored", "ingest-integrity", "ingest-items", "ingest-quarantine")
+CARE_POINTS = {
+    "sweep": ("sweep-begin", "sweep-fenced", "sweep-forgotten", "sweep-removed", "sweep-removing"),
+    "compact": ("compact-begin", "compact-committed", "compact-recorded", "compact-written"),
+    "withdraw": (
+        "withdraw-checkpoint", "withdraw-datasets", "withdraw-found", "withdraw-items", "withdraw-outputs",
+        "withdraw-packed", "withdraw-rewritten", "withdraw-rows", "withdraw-runs", "withdraw-suppressed",
+    ),
+}  # fmt: skip
 LONGEST = 0.8
 """Seconds after which, at the latest, what is killed at any time is killed."""
 
@@ -175,6 +183,55 @@ def other_model_meanwhile(soak: "Soak") -> None:
     soak.do([*command, "--replan"])
 
 
+def care_beside(soak: "Soak") -> None:
+    """A sweep and a compaction are called while a run goes on: they wait, or are refused."""
+    command = soak.chance.choice(soak.runs())
+    take_in(soak, command)
+    run = forks.start(command)
+    time.sleep(soak.chance.random() * LONGEST / 2)
+    for care in soak.chance.sample(soak.care(), 2):
+        code = forks.start(care).wait()
+        if code not in (0, 2):
+            raise RuntimeError(f"{care[0]} beside a run ended with {code}")
+        soak.counts[f"{care[0]} beside a run {'refused' if code else 'done'}"] += 1
+    if run.wait():
+        raise RuntimeError(f"a run beside {care[0]} failed: {run.said()[-1000:]}")
+
+
+def care_killed(soak: "Soak") -> None:
+    """A sweep or a compaction is killed, and called again."""
+    soak.settle()
+    care = soak.chance.choice(soak.care())
+    child = forks.start(
+        care, Planted(crash=f"{soak.chance.choice(CARE_POINTS[care[0]])}#{soak.chance.choice([1, 1, 2])}")
+    )
+    if soak.chance.random() < 0.3:
+        time.sleep(soak.chance.random() * LONGEST / 2)
+        child.send(signal.SIGKILL)
+    soak.counts[f"{care[0]} killed" if child.wait() else f"{care[0]} ended before the fault"] += 1
+    soak.do(*soak.care())
+
+
+def withdrawal_beside(soak: "Soak") -> None:
+    """A subject withdraws while a run holds it, and the withdrawal, or the run, may be killed on the way."""
+    world, command = soak.world, soak.chance.choice(soak.runs())
+    take_in(soak, command)
+    if len(world.living()) < 3:
+        return
+    subject = soak.chance.choice(world.living())
+    world.withdrawn.add(subject)
+    run = forks.start(command)
+    time.sleep(soak.chance.random() * LONGEST / 2)
+    point = soak.chance.choice([*CARE_POINTS["withdraw"], ""])
+    withdrawal = forks.start(["withdraw", subject, "--wait", "60"], Planted(crash=point))
+    if soak.chance.random() < 0.5:
+        time.sleep(soak.chance.random() * LONGEST)
+        soak.chance.choice([run, withdrawal]).send(signal.SIGKILL)
+    codes = run.wait(), withdrawal.wait()
+    soak.counts["withdrawal killed" if codes[1] == -signal.SIGKILL else "withdrawal beside a run"] += 1
+    soak.do(["withdraw", subject, "--wait", "60"])
+
+
 def take_in(soak: "Soak", command: list[str]) -> None:
     """Let a run have something to do."""
     if command[0] == "run":
@@ -186,6 +243,9 @@ FAULTS: dict[str, Callable[["Soak"], Any]] = {
     for fault in (
         nothing, killed_at_a_point, killed_at_any_time, paused_past_its_lease, two_plans, two_drivers, disk_full, ingest_beside,
         other_model_meanwhile,
+        care_beside,
+        care_killed,
+        withdrawal_beside,
     )
 }  # fmt: skip
 WEIGHTS = {"killed_at_a_point": 5, "killed_at_any_time": 4, "paused_past_its_lease": 2}

@@ -80,6 +80,10 @@ class Soak:
         """The commands that score."""
         return [["run", str(self.folder / f"{name}.yaml")] for name in ("scores", "masks")]
 
+    def care(self) -> list[list[str]]:
+        """The commands that rewrite the lake."""
+        return [["sweep", "--grace", "0"], ["compact"]]
+
     def same_again(self) -> list[str]:
         """A run of another job that means the same, into the same output."""
         spec = json.loads((self.folder / "scores.yaml").read_text()) | {"name": "again"}
