@@ -17,6 +17,7 @@ from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
 from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError
 from ..lake.layout import Lake
+from ..workers.process import share_of_memory
 
 ALLOWED = "DIASTOLE_ALLOW_CODE"
 START_SECONDS = 300.0
@@ -29,7 +30,9 @@ Reply = tuple[str, Receipt | str]
 class Worker:
     """What runs in an actor. Shards come in, replies go out; data goes between the worker and storage only."""
 
-    def __init__(self, lake_root: str, run_id: str, threads: int, allowed: str) -> None:
+    def __init__(self, lake_root: str, run_id: str, threads: int, allowed: str, memory_gb: float | None = None) -> None:
+        """`memory_gb` is what the process may take in all."""
+        self._memory_gb = memory_gb
         os.environ[ALLOWED] = allowed  # a Ray that runs already has the environment of whoever started it
         self._given: Queue[Shard] = Queue()
         self._ends: dict[str, Queue[Reply]] = {}
@@ -37,12 +40,14 @@ class Worker:
 
     def start(self) -> str | None:
         """Load the model. What is wrong with it, or None."""
+        from ..workers.process import cap_memory
         from ..workers.worker import open_engine
 
         try:
             self._engine = open_engine(*self._open)
         except DiastoleError as error:
             return str(error)
+        cap_memory(self._memory_gb)
         Thread(target=self._run, name="work", daemon=True).start()
         return None
 
@@ -52,6 +57,10 @@ class Worker:
         self._ends[shard.shard] = end
         self._given.put(shard)
         return end.get()
+
+    def silent(self) -> float:
+        """Seconds since the engine last got on."""
+        return self._engine.silent()
 
     def _run(self) -> None:
         failures = 0
@@ -69,7 +78,11 @@ class Worker:
                 time.sleep(min(30.0, PAUSE * 2 ** (failures - 1)))
                 for shard in begun:
                     self._ends.pop(shard).put(("returned", str(error)))
+            except SystemExit:
+                os._exit(1)  # as if it had been killed: what was begun is done again, and alone
             except Exception as error:  # noqa: BLE001 - told to the driver, which stops the run with it
+                if self._engine.starved(error):
+                    os._exit(1)
                 for end in self._ends.values():
                     end.put(("stopped", f"{type(error).__name__}: {error}"))
                 return
@@ -86,6 +99,22 @@ class Worker:
 def gpus_per_worker(plan: Plan) -> float:
     """The share of a GPU that a worker of a plan takes; 0 where it computes on a CPU."""
     return float(plan.job["resources"].get("gpus_per_worker", 1.0)) if plan.device == "cuda" else 0.0
+
+
+def memory_of(plan: Plan, workers: int) -> float | None:
+    """GB that the process of each of so many workers may take, or None: as the job says; else, on a CPU, its share of
+    this machine's memory. What the libraries of a GPU reserve counts too, so there only as the job says.
+    """
+    said = plan.job["resources"].get("worker_memory_gb")
+    return said if said is not None or plan.device != "cpu" else share_of_memory(workers)
+
+
+def _silent(answer: Any) -> float:
+    """What an actor answered; of one that died meanwhile, its shards' ends say it."""
+    try:
+        return float(ray.get(answer))
+    except ray.exceptions.RayActorError:
+        return 0.0
 
 
 class Crew:
@@ -108,12 +137,15 @@ class Crew:
         self._needs = {"CPU": cpus, "GPU": gpus_per_worker(plan)}
         settings: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self._needs["GPU"], "max_concurrency": 3}
         self._kind: Any = ray.remote(max_restarts=0, max_task_retries=0, **settings)(kind)
-        self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""))
+        self._arguments = (lake.store.root, plan.run_id, threads, os.environ.get(ALLOWED, ""), memory_of(plan, workers))
         self._workers = workers
         self._actors: set[Any] = set()
         """Those that live."""
         self._waits: dict[Any, tuple[Any, str | None]] = {}
         """What is waited for: an actor's start, or its end with a shard."""
+        self._asked: dict[Any, tuple[Any, float]] = {}
+        """Who was asked for how long it has been silent: the answer, and when that was."""
+        self._looked = time.perf_counter()
         self._unexplained = 0
         self._made = time.perf_counter()
         self._begun: float | None = None
@@ -132,6 +164,7 @@ class Crew:
                 for actor, shard in self._dispatcher.fill():
                     self._waits[actor.score.remote(shard)] = actor, shard.shard
                 self._check_started()
+                self._end_hung()
         finally:
             for actor in self._actors:
                 ray.kill(actor)  # one that waits for a shard would stay, with its model, as long as Ray does
@@ -139,7 +172,7 @@ class Crew:
 
     def _ready(self) -> list[Any]:
         """All answers that are there, once there is one, or it is time to look for who is late."""
-        seconds = 1.0 if self._dispatcher.looks_for_late else 10.0
+        seconds = 1.0 if self._dispatcher.looks_for_late else self._dispatcher.patience
         first, rest = ray.wait(list(self._waits), num_returns=1, timeout=min(seconds, START_SECONDS))
         if not first or not rest:
             return list(first)
@@ -155,6 +188,25 @@ class Crew:
             raise EnvironmentFailure(
                 f"no worker started within {START_SECONDS:.0f} s: each needs {wanted}; free is {free or 'nothing'}"
             )
+
+    def _end_hung(self) -> None:
+        """End workers that do not get on. One that is at a shard for long is asked when it last did; one that is stopped,
+        or holds Python's lock, does not even answer.
+        """
+        now = time.perf_counter()
+        if now - self._looked < self._dispatcher.patience:
+            return
+        self._looked, asked, self._asked = now, self._asked, {}
+        for actor, deadline in list(self._dispatcher.overdue()):
+            answer, since = asked.get(actor) or (actor.silent.remote(), now)
+            if ray.wait([answer], timeout=0)[0]:
+                hangs = _silent(answer) > deadline
+            else:
+                hangs = now - since > deadline
+                self._asked[actor] = answer, since
+            if hangs:
+                ray.kill(actor)
+                self._bury(actor, "hung")
 
     def _welcome(self) -> None:
         self._made = time.perf_counter()
@@ -177,12 +229,12 @@ class Crew:
         self._begun = self._begun or time.perf_counter()
         self._dispatcher.join(actor)
 
-    def _bury(self, actor: Any) -> None:
-        """An actor died, which each shard that it had says."""
+    def _bury(self, actor: Any, outcome: str = "died") -> None:
+        """An actor died, or hung and was ended, which each shard that it had says."""
         if actor not in self._actors:
             return
         self._actors.remove(actor)
-        self._unexplained = 0 if self._dispatcher.died(actor) else self._unexplained + 1
+        self._unexplained = 0 if self._dispatcher.died(actor, outcome) else self._unexplained + 1
         if self._unexplained >= RETURNS:
             raise EnvironmentFailure(
                 f"{RETURNS} workers in a row died before they began a shard: too little memory for the model?"

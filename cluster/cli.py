@@ -17,7 +17,19 @@ import typer
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
 from . import cli_care, cli_models, cli_privacy, recorded
-from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
+from .options import (
+    DatasetArgument,
+    IgnoreErrors,
+    JobFile,
+    Json,
+    LakeOption,
+    Limit,
+    Only,
+    Retry,
+    Rows,
+    Workers,
+    opened_lake,
+)
 
 app = typer.Typer(
     name="diastole",
@@ -234,6 +246,7 @@ def run(
     only: Only = None,
     retry: Retry = False,
     replan: Annotated[bool, typer.Option("--replan", help="Give up an unfinished run and plan anew.")] = False,
+    ignore_errors: IgnoreErrors = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -250,7 +263,7 @@ def run(
     opened = opened_lake(lake)
     recorded.noted(job=spec.name, output=spec.output, model=spec.model)
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
-        outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
+        outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan, ignore_errors), bar)
     recorded.noted(run_id=outcome.run_id, scored=outcome.scored, failed=outcome.failed)
     show_outcome(outcome, as_json=as_json)
 
@@ -331,12 +344,33 @@ def predictions(
 def quarantine(
     lake: LakeOption,
     source: Annotated[Path | None, typer.Option(help="Say which files of this folder the records mean.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Score again what failed at scoring.")] = False,
+    job: Annotated[
+        Path | None, typer.Option(help="With --retry: by this job file, not by the jobs as they were run.")
+    ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Show what could not be ingested or scored, with the reason and how to try again."""
-    from .show import show_quarantine
+    """Show what could not be ingested or scored, with the reason and how to try again; or try it again."""
+    from .show import show_quarantine, show_retried
 
-    recorded.noted(rows=show_quarantine(opened_lake(lake), source, as_json=as_json))
+    opened = opened_lake(lake)
+    if not retry:
+        recorded.noted(rows=show_quarantine(opened, source, as_json=as_json))
+        return
+    from ..workers.process import prepare
+
+    prepare()
+    from ..jobs.spec import load_job
+    from .bars import RunBar
+    from .driver import Choice
+    from .retry import retry as run_again
+
+    spec = load_job(job) if job else None
+    with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):
+        outcomes = list(run_again(opened, spec, workers, Choice(), bar))
+    recorded.noted(scored=sum(o.scored for o in outcomes), failed=sum(o.failed for o in outcomes))
+    show_retried(opened, outcomes, as_json=as_json)
 
 
 @app.command()

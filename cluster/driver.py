@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..jobs import runs, tuned
+from ..jobs import budget, runs, tuned
 from ..jobs.commit import Committed, commit, is_published
 from ..jobs.ledger import Ledger
 from ..jobs.plan import Plan, check_not_empty, make_plan
@@ -33,6 +33,8 @@ class Choice:
     """Also what failed before."""
     replan: bool = False
     """Give up an unfinished run of this job and plan anew; what it has finished but not published is redone."""
+    ignore_errors: bool = False
+    """Go on whatever share of the units fails."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _run(lake: Lake, job: Job, choice: Choice, progress: Progress, held: leases.
         plan, manifest, task = plan_job(lake, job, choice)
     outcome = resumed or Outcome(None, plan.output, skipped=plan.skipped)
     if plan.units.num_rows:
-        fresh = _drive(lake, plan, task, job, progress, held, resumed=False)
+        fresh = _drive(lake, plan, task, job, choice, progress, held, resumed=False)
         outcome = fresh if resumed is None else _together(resumed, fresh)
     elif plan.wanted is not None:
         predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, plan.wanted)
@@ -122,7 +124,15 @@ def _run(lake: Lake, job: Job, choice: Choice, progress: Progress, held: leases.
 
 
 def _drive(
-    lake: Lake, plan: Plan, task: Task, job: Job, progress: Progress, held: leases.Held, *, resumed: bool
+    lake: Lake,
+    plan: Plan,
+    task: Task,
+    job: Job,
+    choice: Choice,
+    progress: Progress,
+    held: leases.Held,
+    *,
+    resumed: bool,
 ) -> Outcome:
     """Take a plan, new or begun, to its end."""
     schema = predictions.table_schema(task.item_columns, task.row_columns)
@@ -133,8 +143,18 @@ def _drive(
         ledger = Ledger(lake, plan, in_process=job.resources.workers == 0)
         progress.planned(plan, ledger.units_done, resumed=resumed)
         started = ready = ended = time.perf_counter()
+
+        def check() -> None:
+            if not (choice.ignore_errors or choice.retry):  # of what failed before, much may fail again
+                budget.check(lake, plan, ledger, job.resources)
+
+        def on_receipt(receipt: Receipt) -> None:
+            progress.advanced(receipt)
+            check()
+
+        check()  # what was done before may be enough to stop
         if not ledger.finished:
-            ready, ended = _execute(lake, plan, ledger, job, progress.advanced)
+            ready, ended = _execute(lake, plan, ledger, job, on_receipt)
         return _publish(lake, plan, ledger, schema, (started, ready, ended), held.check, resumed=resumed)
 
 
@@ -180,7 +200,10 @@ def _resume(
     outcome = None
     for found in runs.unfinished(lake, job.name):
         changed = _changed(found, job, manifest, task)
-        if choice.replan or (changed and is_published(lake, found)):
+        stopped = runs.is_stopped(lake, found.run_id)
+        if stopped and choice.only:
+            continue  # somebody looks for the reason
+        if choice.replan or (changed and is_published(lake, found)) or (stopped and changed == "model"):
             give_up(lake, found, held.check)
         elif changed:
             raise BusyError(
@@ -189,7 +212,7 @@ def _resume(
             )
         else:
             planned_task = make_task(manifest, found.task, job.options)
-            done = _drive(lake, found, planned_task, job, progress, held, resumed=True)
+            done = _drive(lake, found, planned_task, job, choice, progress, held, resumed=True)
             outcome = done if outcome is None else _together(outcome, done)
     return outcome
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..jobs import runs
 from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
-from ..lake import delta, predictions, quarantine
+from ..lake import predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
@@ -200,7 +200,7 @@ def show_runs(lake: Lake, *, as_json: bool) -> None:
             {
                 "run_id": run_id,
                 "job": plan.job["name"],
-                "state": record.get("state", "unfinished"),
+                "state": record.get("state", "stopped" if runs.is_stopped(lake, run_id) else "unfinished"),
                 "units": plan.units.num_rows,
             }
             | {
@@ -309,8 +309,6 @@ def _brief(value: Any) -> str:
 
 def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
     """What could not be ingested, and the item rows that failed: one view; how many."""
-    import pyarrow.compute as pc
-
     rows = [
         {"stage": "ingest", "where": r["dataset"], "id": r["source_key"], "code": r["error_code"], "reason": r["error"]}
         | {"retry": "mend or replace the file, then ingest again; or ingest --retry"}
@@ -318,16 +316,10 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
         if r["state"] == "open"
     ]
     for output in lake.store.folders("predictions"):
-        if delta.open_table(lake, lake.current(output)) is None:
-            continue
-        failed = predictions.read_current(lake, output).to_table(
-            columns=["item_id", "error_code", "error"],
-            filter=(pc.field("level") == "item") & (pc.field("status") == "failed"),
-        )
         rows += [
             {"stage": "score", "where": output, "id": r["item_id"], "code": r["error_code"], "reason": r["error"]}
-            | {"retry": "mend the item, then run its job; or run --retry"}
-            for r in failed.to_pylist()
+            | {"retry": f"diastole run JOB --only {r['item_id']} --retry --workers 0"}
+            for r in predictions.failed(lake, output).to_pylist()
         ]
     if source is not None:
         names = {lake.source_key(str(absolute(p))): str(p) for p in [source, *sorted(source.rglob("*"))]}
@@ -340,7 +332,25 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
     console.print(f"{len(rows)} in quarantine: {_counts(dict(counts))}")
     if rows:
         _table("", list(rows[0]), [list(row.values()) for row in rows[:200]])
+    if any(row["stage"] == "score" for row in rows):
+        console.print("after a fix, all that failed at scoring: diastole quarantine --retry")
     return len(rows)
+
+
+def show_retried(lake: Lake, outcomes: list[Outcome], *, as_json: bool) -> None:
+    """What became of units that were scored again, and what only their sources can bring."""
+    sources = Counter(row["dataset"] for row in quarantine.read(lake).to_pylist() if row["state"] == "open")
+    if as_json:
+        print_json({"runs": [outcome.__dict__ for outcome in outcomes], "sources": dict(sources)})
+        return
+    for outcome in outcomes:
+        show_outcome(outcome, as_json=False)
+    if not outcomes:
+        console.print("nothing in quarantine failed at scoring")
+    for dataset, count in sorted(sources.items()):
+        console.print(
+            f"{dataset}: {count} sources stay in quarantine; try them with: diastole ingest {dataset} PATHS --retry"
+        )
 
 
 def show_check(files: int, wrong: list[tuple[str, str]], *, as_json: bool) -> None:

@@ -66,6 +66,7 @@ def test_what_has_a_receipt_is_not_computed_again(cohort, tmp_path):
     assert sorted(cohort.store.local.glob("runs/*/attempts/*")) == attempts
 
 
+@pytest.mark.fault(5)
 def test_an_item_that_kills_its_process_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(8)
     sequences[5] = "M" + sequences[5]

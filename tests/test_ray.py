@@ -65,6 +65,7 @@ def test_results_are_bit_identical_for_any_number_of_workers(lake, tmp_path, mon
         assert np.allclose(row["probabilities"], given[0][row["item_id"]], rtol=0, atol=1e-5)
 
 
+@pytest.mark.fault(6)
 def test_a_model_that_cannot_be_loaded_stops_the_run_at_once_with_the_reason(cohort, shared_ray):
     published.fetch(cohort, "predictdssp")
     cohort.store.put("models/predictdssp/1.3.1/dssp.pt", b"something else")
@@ -113,6 +114,7 @@ def all_slots_are_free():
 
 
 @pytest.mark.parametrize("point", ["mid-shard", pytest.param("after-part", marks=pytest.mark.slow), "after-receipt"])
+@pytest.mark.fault(1, 2, 3)
 def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     made.residues(cohort, batch=2**16)
     flag = tmp_path / "flag"
@@ -150,6 +152,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_th
     made.assert_each_once(cohort, 120)
 
 
+@pytest.mark.fault(5)
 def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(40, low=40, high=80)
     sequences[11] = "M" + sequences[11]
@@ -163,6 +166,7 @@ def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     made.assert_each_once(lake, 40)
 
 
+@pytest.mark.fault(47)
 def test_a_run_does_not_wait_for_a_worker_that_has_stopped_and_leaves_none_behind(cohort, tmp_path, short):
     made.residues(cohort, batch=2**16)
     flag = tmp_path / "flag"
