@@ -1,9 +1,9 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that --help answers at once.
 
 Exit codes: 0 done, also where units of a run failed: their rows say why; 1 something is wrong with the data (sources
-were quarantined, `check` or `doctor` found something); 2 a user's mistake, said in one line; 3 the environment failed
-(storage, workers), or what was about to be published is not what was planned: nothing is lost, run again; 130
-interrupted.
+were quarantined, `check` or `doctor` found something); 2 a user's mistake, or a model on which most units failed, said in
+one line; 3 the environment failed (storage, workers), or what was about to be published is not what was planned: nothing
+is lost, run again; 130 interrupted.
 """
 
 import os

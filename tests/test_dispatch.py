@@ -184,3 +184,50 @@ def test_a_suspect_is_never_copied(lake, plan):
         workers.finish(worker, name)
     workers.now += 1000.0
     assert poisoned not in [shard.shard for _, shard in workers.fill() if shard.copy]
+
+
+@pytest.mark.fault(17)
+def test_who_may_hang_is_told_by_the_pace_of_the_run_within_bounds(lake, plan):
+    workers = Workers(lake, plan, "abc")
+    workers.fill()
+    workers.now = dispatch.DEADLINE[1]
+    assert list(workers.dispatcher.overdue()) == []  # nothing has ended: it is not known how long a shard takes
+    workers.now += 1.0
+    assert {deadline for _, deadline in workers.dispatcher.overdue()} == {1800.0}
+    workers = Workers(lake, plan, "abc")
+    workers.fill()
+    workers.until_only_the_first_is_left()
+    workers.now = 300.0
+    assert list(workers.dispatcher.overdue()) == []
+    workers.now = 301.0
+    assert list(workers.dispatcher.overdue()) == [("a", 300.0)]  # others took a second each
+    hand = workers.dispatcher._hands["a"]
+    hand.costs = {name: 50 * cost for name, cost in hand.costs.items()}
+    assert list(workers.dispatcher.overdue()) == []
+    workers.now = 1100.0
+    assert [worker for worker, _ in workers.dispatcher.overdue()] == ["a"]
+
+
+@pytest.mark.fault(17)
+def test_a_shard_that_hung_alone_is_halved_at_once_and_one_that_died_is_not(lake, plan):
+    for outcome, split in (("died", False), ("hung", True)):
+        ledger = Ledger(lake, plan, in_process=False)
+        ledger.limit = 3
+        shard = ledger.take().shard
+        while (given := ledger.take()) is not None:
+            ledger.receive(receipts.put(lake, Receipt(plan.run_id, given.shard, 1, scored=given.units.num_rows)))
+        for _ in range(2):  # beside others, then alone
+            suspect = next((s for s in [shard] if ledger._state(s) == 1), None) or ledger.take(idle=True).shard
+            receipts.mark_attempt(
+                lake,
+                plan.run_id,
+                suspect,
+                in_process=False,
+                session=ledger.session,
+                alone=suspect in ledger._alone,
+            )
+            ledger.died([suspect], outcome=outcome)
+        assert ("-" in ledger.take(idle=True).shard) == split
+        for folder in ("attempts", "receipts"):
+            for path, _ in list(lake.store.list(f"runs/{plan.run_id}/{folder}")):
+                lake.store.delete(path)
