@@ -114,11 +114,19 @@ class Dispatcher(Generic[W]):
 
     def died(self, worker: W, outcome: str = "died") -> bool:
         """A worker died, ready or not, or was ended since it `hung`. Whether it had begun a shard, so that it may be of that."""
+        return self._ledger.died(*self._leave(worker), outcome) > 0
+
+    def lost(self, worker: W, reason: str) -> None:
+        """A worker is gone with its node, which is no shard's fault. Raises EnvironmentFailure where that lasts."""
+        self._ledger.lost(*self._leave(worker), reason)
+
+    def _leave(self, worker: W) -> tuple[dict[str, Shard], list[str]]:
+        """A worker is gone: the shards that it had, and which of them were copies."""
         self._idle.pop(worker, None)
         self._single.pop(worker, None)
         hand = self._hands.pop(worker, None)
         shards = hand.shards if hand else {}
-        return self._ledger.died(shards, [name for name, shard in shards.items() if shard.copy], outcome) > 0
+        return shards, [name for name, shard in shards.items() if shard.copy]
 
     def _give(self, worker: W, shard: Shard) -> tuple[W, Shard]:
         hand = self._hands[worker]

@@ -205,6 +205,18 @@ class Ledger:
             self._put_back(shard)
         return moved
 
+    def lost(self, handed: Collection[str], copies: Collection[str], reason: str) -> None:
+        """A worker is gone with its node: all that it had goes back, and nothing is held against any of it.
+
+        Raises EnvironmentFailure where a shard that was begun is lost again and again.
+        """
+        for shard in handed:
+            copy = shard in copies
+            if receipts.open_attempts(self.lake, self.plan.run_id, shard, self._session(copy)):
+                self.returned(shard, reason, copy=copy)
+            elif not self._is_stored(shard):
+                self._put_back(shard)
+
     def give_up(self) -> None:
         """This driver ends: what it had begun and not finished is not held against any shard."""
         for shard in list(self._holders):
