@@ -1,4 +1,4 @@
-"""A private Ray on this machine: its own folder, its own token, no dashboard, nothing that it joins or that joins it."""
+"""A private Ray on this machine: its own folder, its own token, on no network, nothing that it joins or that joins it."""
 
 import logging
 import os
@@ -13,8 +13,8 @@ from ..lake.errors import EnvironmentFailure
 from ..workers.process import ENVIRONMENT
 from . import tokens
 
-LONGEST = 40
-"""Ray puts sockets some 60 letters below its folder, and a socket's path has 107 at most."""
+LONGEST = 18
+"""Letters of the temporary folder. Below it come some 24 of ours and 65 of Ray's, and a socket's path has 107 at most."""
 
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -33,8 +33,10 @@ SETTINGS = HEALTH | {
 
 
 @contextmanager
-def private_ray(workers: int) -> Iterator[None]:
+def private_ray(workers: int, *, dashboard: bool = False) -> Iterator[None]:
     """Start Ray with a slot for each worker, and stop it. A Ray that the caller has started is used as it is.
+
+    The `dashboard`, and Ray's API for jobs with it, is there only for whoever asks for it; it needs `ray[default]`.
 
     Raises EnvironmentFailure where it does not start, BusyError where it would let in who has no token.
     """
@@ -48,15 +50,16 @@ def private_ray(workers: int) -> Iterator[None]:
     import ray
 
     folder = _folder()
+    below = f"{folder}/r"  # Ray opens the folder that it is given to all users; the one above stays ours
     try:
         ray.init(
             address="local",
             num_cpus=workers,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             object_store_memory=100 * 2**20,  # only descriptions of shards and answers pass through it
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _temp_dir=folder,
+            _temp_dir=below,
         )
         yield
     except (RuntimeError, ValueError, OSError) as error:
@@ -71,7 +74,7 @@ def private_ray(workers: int) -> Iterator[None]:
 def _folder() -> str:
     """A folder for one Ray, short, and named after its driver: what a killed driver left there is removed by the next."""
     place = Path(tempfile.gettempdir())
-    place = place if len(str(place)) < LONGEST else Path("/tmp")  # noqa: S108 - mkdtemp makes one that is ours alone
+    place = place if len(str(place)) <= LONGEST else Path("/tmp")  # noqa: S108 - mkdtemp makes one that is ours alone
     for left in place.glob("dia-*-*"):
         try:
             os.kill(int(left.name.split("-")[1]), 0)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import made
 import psutil
@@ -164,9 +165,26 @@ def test_on_a_ray_of_several_nodes_killed_workers_and_a_killed_driver_lose_nothi
 
 @pytest.mark.slow
 @pytest.mark.fault(18)
-def test_slow_rpcs_change_nothing(cohort, file):
-    with Nodes(2, RAY_testing_asio_delay_us="*=1000:20000", RAY_health_check_timeout_ms="3000") as nodes:
-        whole(cohort, nodes.drive("run", file, "--json"))
+def test_slow_rpcs_change_nothing_even_where_a_worker_dies(cohort, tmp_path):
+    file = made.job_file(tmp_path, resources={"workers": 2, "attempts": 3})
+    calls = [
+        "CoreWorkerService.grpc_client.PushTask",
+        "CoreWorkerService.grpc_server.PushTask",
+        "NodeManagerService.grpc_server.RequestWorkerLease",
+        "ActorInfoGcsService.grpc_server.RegisterActor",
+        "ActorInfoGcsService.grpc_server.CreateActor",
+        "ActorInfoGcsService.grpc_server.KillActorViaGcs",
+        "ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll",
+    ]
+    with Nodes(2, RAY_testing_asio_delay_us=",".join(f"{call}=20000:500000" for call in calls)) as nodes:
+        driver = nodes.drive("run", file, "--json")
+        wait_for_receipts(cohort, 2, driver)
+        nodes.chosen.choice(nodes.workers()).kill()
+        out, err = driver.communicate(timeout=120)
+        assert driver.returncode == 0, err
+        assert "RAY_testing_asio_delay_us is set to" in err
+        assert json.loads(out)["scored"] == 180
+    made.assert_each_once(cohort, 180)
 
 
 @pytest.mark.slow
@@ -184,6 +202,8 @@ def test_calls_and_answers_that_are_dropped_lose_and_double_nothing(cohort, file
     with Nodes(2, RAY_testing_rpc_failure=failures) as nodes:
         whole(cohort, nodes.drive("run", file, "--json"))
         assert "died" not in ended_early(cohort)
+        logs = Path(nodes.head["session"], "logs").glob("*.log")
+        assert any("RpcFailureManager seed" in path.read_text(errors="replace") for path in logs)
 
 
 @pytest.mark.slow
