@@ -6,8 +6,9 @@ import pytest
 from diastole.cluster.driver import Choice, plan_job
 from diastole.jobs import dispatch, receipts, runs
 from diastole.jobs.dispatch import Dispatcher
-from diastole.jobs.ledger import Ledger
+from diastole.jobs.ledger import RETURNS, Ledger
 from diastole.jobs.receipts import Receipt
+from diastole.lake.errors import EnvironmentFailure
 
 
 @pytest.fixture
@@ -231,3 +232,38 @@ def test_a_shard_that_hung_alone_is_halved_at_once_and_one_that_died_is_not(lake
         for folder in ("attempts", "receipts"):
             for path, _ in list(lake.store.list(f"runs/{plan.run_id}/{folder}")):
                 lake.store.delete(path)
+@pytest.mark.fault(7)
+def test_a_worker_that_is_lost_with_its_node_is_held_against_nothing_and_its_shards_go_back(lake, plan):
+    workers = Workers(lake, plan, "ab")
+    workers.fill()
+    begun, mailbox = workers.given["a"]
+    waiting = workers.ledger.waiting
+    workers.begin("a", begun)
+    workers.dispatcher.lost("a", "its node was lost")
+    assert workers.ledger.waiting == waiting + 2
+    assert receipts.deaths(lake, plan.run_id, "") == {}
+    workers.join("c")
+    assert [(shard.shard, shard.alone) for _, shard in workers.fill()][0] != (begun, True)
+
+
+@pytest.mark.fault(7)
+def test_a_shard_that_is_lost_again_and_again_stops_the_run_and_is_not_quarantined(lake, plan):
+    workers = Workers(lake, plan, "a")
+    for attempt in range(RETURNS):
+        name = next(iter({shard.shard: 0 for _, shard in workers.fill()})) if not attempt else begun
+        begun = name
+        while begun not in workers.given["a"]:
+            other = next(iter(workers.given["a"]))
+            workers.begin("a", other)
+            workers.finish("a", other)
+            workers.fill()
+        workers.begin("a", begun)
+        if attempt == RETURNS - 1:
+            with pytest.raises(EnvironmentFailure, match=f"shard {begun} came back {RETURNS} times: its node was lost"):
+                workers.dispatcher.lost("a", "its node was lost")
+        else:
+            workers.dispatcher.lost("a", "its node was lost")
+            workers.given["a"] = {}
+            workers.dispatcher.join("a")
+            workers.fill()
+    assert receipts.deaths(lake, plan.run_id, "") == {}

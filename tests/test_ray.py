@@ -77,6 +77,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run_at_once_with_the_reason(coh
     assert all_slots_are_free()
 
 
+@pytest.mark.fault(9)
 def test_what_ray_does_not_have_is_an_error_that_names_it(cohort, shared_ray, monkeypatch):
     from diastole.cluster import actors
 
@@ -113,6 +114,7 @@ def all_slots_are_free():
     return True
 
 
+@pytest.mark.fault(1, 2, 3)
 @pytest.mark.parametrize("point", ["mid-shard", pytest.param("after-part", marks=pytest.mark.slow), "after-receipt"])
 @pytest.mark.fault(1, 2, 3)
 def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
@@ -128,6 +130,7 @@ def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     assert list(cohort.store.local.glob("runs/*/attempts/*.died")) or point == "after-receipt"
 
 
+@pytest.mark.fault(11)
 def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_the_next(cohort, tmp_path):
     made.residues(cohort, options={"pause": 0.3}, batch=2**16)
     line, env = made.command(cohort, "run", made.job_file(tmp_path, resources={"workers": 2}))
