@@ -118,14 +118,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                     runs.append({**measure(kind, nodes, Path(folder)), "load": round(os.getloadavg()[0], 1)})
                 print(json.dumps({"what": kind, **runs[-1]}), flush=True)
-        found["measured"][kind] = {
-            name: {
-                "median": statistics.median(r[name] for r in runs),
-                "max": max(r[name] for r in runs),
-                "runs": len(runs),
-            }
-            for name in ("next_receipt_s", "end_s")
-        }
+        found["measured"][kind] = summary(runs)
     print(
         f"{'':8}{'next receipt, s':>24}{'end of the run, s':>24}\n{'':8}{'median':>12}{'max':>12}{'median':>12}{'max':>12}"
     )
