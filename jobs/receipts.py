@@ -21,8 +21,10 @@ READERS = 16
 """Threads that read receipts."""
 CHUNK = 32
 """Receipts that a thread reads in one go: a task of its own for each took longer than reading it from a disk."""
-OUTCOMES = ("died", "returned")
+OUTCOMES = ("died", "hung", "returned")
 """How an attempt without a receipt ends."""
+LOST = ("worker_died", "worker_hung")
+"""Codes of units that no worker came back from."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Receipt:
     """Files of maps: path in the lake, bytes, sha256."""
     scored: int = 0
     failed: int = 0
+    codes: Mapping[str, int] | None = None
+    """Units that failed at scoring by code: without those that the plan had refused."""
     seconds: Mapping[str, float] | None = None
     """Time of the stages: read, compute, write; what passed from the first to the last of the shard; and of that, on a GPU
     that was watched (gpu_watched), for how long it computed (gpu), for all that shared it."""
@@ -149,7 +153,7 @@ def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, sessi
 
 
 def close_attempt(lake: Lake, run_id: str, shard: str, number: int, outcome: str) -> None:
-    """Say how an attempt without a receipt ended: `died` counts against the shard, `returned` does not."""
+    """Say how an attempt without a receipt ended: `died` and `hung` count against the shard, `returned` does not."""
     lake.store.put_if_absent(f"{_folder(lake, run_id)}/{shard}.{number}.{outcome}", b"")
 
 
@@ -169,9 +173,20 @@ def deaths(lake: Lake, run_id: str, session: str, is_done: Callable[[str], bool]
         if outcome_of == "returned":
             continue
         note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{number}"))
-        if outcome_of == "died" or (note["in_process"] and note["session"] != session):
+        if outcome_of in ("died", "hung") or (note["in_process"] and note["session"] != session):
             counted[shard] = counted.get(shard, 0) + note["alone"]
     return counted
+
+
+def has_hung(lake: Lake, run_id: str, shard: str) -> bool:
+    """Whether a worker was ended because it did not get on with a shard."""
+    for number in count(1):
+        path = f"{_folder(lake, run_id)}/{shard}.{number}"
+        if lake.store.size(path) is None:
+            return False
+        if lake.store.size(f"{path}.hung") is not None:
+            return True
+    return False
 
 
 def open_attempts(lake: Lake, run_id: str, shard: str, session: str) -> list[int]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from .errors import EnvironmentFailure
+from .errors import EnvironmentFailure, LakeError
 from .layout import Lake
 from .remote import CONNECT_SECONDS, reason
 
@@ -152,17 +152,27 @@ def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> No
         retried(f"append to {path}", attempt)
 
 
-def upsert(lake: Lake, path: str, rows: pa.Table, key: str, *, none_in: int | None = None) -> None:
+def upsert(
+    lake: Lake,
+    path: str,
+    rows: pa.Table,
+    key: str,
+    *,
+    none_in: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Insert rows, replacing those of the same key. The key must be unique in `rows`.
 
     `none_in` is a version of the table that is known to have none of the keys: while it is the last, rows are appended,
-    since a merge costs as much as the table is long.
+    since a merge costs as much as the table is long. `check` is called when the table is open: if what it looks at
+    changes later, so does the fence.
     """
     from deltalake import CommitProperties, write_deltalake
 
     def attempt() -> None:
         table = ensure_table(lake, path, rows.schema)
         properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        check()
         with storage(path):
             if table.version() == none_in:
                 write_deltalake(table, rows, mode="append", commit_properties=properties)
@@ -176,20 +186,90 @@ def upsert(lake: Lake, path: str, rows: pa.Table, key: str, *, none_in: int | No
         retried(f"update {path}", attempt)
 
 
-def add_files(table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_taken: Any) -> None:
+def remove(lake: Lake, path: str, key: str, values: Iterable[str]) -> None:
+    """Delete the rows whose key is one of `values`, if there is such a table."""
+    from deltalake import CommitProperties
+
+    rows = pa.table({key: pa.array(sorted(set(values)), pa.string())})
+
+    def attempt() -> None:
+        table = open_table(lake, path)
+        if table is None:
+            return
+        properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        with storage(path):
+            merge = table.merge(
+                rows, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=properties
+            )
+            merge.when_matched_delete().execute()
+
+    if rows.num_rows:
+        retried(f"removal from {path}", attempt)
+
+
+def files_of(table: "DeltaTable") -> list[dict[str, Any]]:
+    """Path, size, rows and partition of each of a table's files, as `add_files` takes them."""
+    found = pa.table(table.get_add_actions(flatten=False))
+    columns = {"path", "size_bytes", "num_records", "partition"} & set(found.column_names)  # not all are partitioned
+    return list(found.select(sorted(columns)).to_pylist())
+
+
+def added_in(lake: Lake, path: str, version: int) -> set[str]:
+    """Paths of the files that a version of a table added."""
+    return _named(lake, f"{path}/_delta_log/{version:020}.json", "add")
+
+
+def removed_since(lake: Lake, path: str, when: float) -> set[str]:
+    """Paths of the files that a table has given up since a time, in seconds since 1970: readers may still be at them."""
+    log = lake.store.found(f"{path}/_delta_log")
+    commits = [f.path for f in log if f.modified >= when and f.path.endswith(".json")]
+    return {name for commit in commits for name in _named(lake, commit, "remove")}
+
+
+def _named(lake: Lake, commit: str, action: str) -> set[str]:
+    """Paths that a commit adds or removes. Raises LakeError where it is damaged."""
+    try:
+        said = [json.loads(line) for line in lake.store.get(commit).splitlines()]
+        return {unquote(entry[action]["path"]) for entry in said if action in entry}
+    except (ValueError, KeyError, TypeError):
+        raise LakeError(f"{commit} is damaged; restore it from a backup") from None
+
+
+def raise_fence(lake: Lake, path: str) -> None:
+    """Let every write fail whose table was opened before now."""
+
+    def attempt() -> None:
+        table = open_table(lake, path)
+        if table is not None:
+            add_files(table, [], fence(table))
+
+    retried(f"fence of {path}", attempt)
+
+
+def add_files(
+    table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_taken: Any, gone: Iterable[Mapping[str, Any]] = ()
+) -> None:
     """Append files that lie in a table's folder: `path`, `size_bytes`, `num_records` and `partition` of each. Fails if
     another wrote since the fence.
+
+    Where they hold the rows of others, these are `gone` in the same step, and readers of changes see none.
     """
     from deltalake import CommitProperties
-    from deltalake.transaction import AddAction
+    from deltalake.transaction import AddAction, RemoveAction
 
+    gone = list(gone)
+    now = int(time.time() * 1000)
     actions: list[Any] = [
+        RemoveAction(file["path"], False, now, file["size_bytes"], file["partition"])  # False: no rows change
+        for file in gone
+    ]
+    actions += [
         AddAction(
             path=file["path"],
             size=file["size_bytes"],
             partition_values=file["partition"],
             modification_time=0,
-            data_change=True,
+            data_change=not gone,
             stats=json.dumps({"numRecords": file["num_records"]}),
         )
         for file in files

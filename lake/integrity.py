@@ -3,7 +3,6 @@
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa
 
@@ -41,6 +40,11 @@ def renew(lake: Lake, files: Iterable[FileRecord], written_by: str) -> None:
     """Put files in place of what is recorded of their paths: damaged ones that were written anew, with other bytes."""
     rows = [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "written_by": written_by} for f in files]
     delta.upsert(lake, PATH, pa.Table.from_pylist(rows, SCHEMA), "path")
+
+
+def forget(lake: Lake, paths: Iterable[str]) -> None:
+    """Take files out of the integrity table that are about to be removed."""
+    delta.remove(lake, PATH, "path", paths)
 
 
 class Recorded:
@@ -86,31 +90,12 @@ def check(lake: Lake, *, deep: bool) -> list[tuple[str, str]]:
     return [(finding.path, finding.problem) for finding in scrub(lake, deep=deep).findings]
 
 
-def forget(lake: Lake, paths: Iterable[str]) -> None:
-    """Take files out of the integrity table: nothing refers to them any more."""
-    from deltalake import CommitProperties
-
-    gone = sorted(paths)
-
-    def attempt(some: list[str]) -> None:
-        table = delta.ensure_table(lake, PATH, SCHEMA)
-        properties = CommitProperties(app_transactions=[delta.fence(table)], max_commit_retries=0)
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in some)
-        with delta.storage(PATH):
-            table.delete(f"path in ({listed})", commit_properties=properties)
-
-    for start in range(0, len(gone), FORGOTTEN):
-        delta.retried(f"update {PATH}", partial(attempt, gone[start : start + FORGOTTEN]))
-
-
 def count(lake: Lake) -> int:
     """How many files are recorded, and belong to models."""
     return read(lake).num_rows + len(models(lake, deep=False))
 
 
 CHANGED = "bytes changed since they were written"
-FORGOTTEN = 1000
-"""Paths in one condition."""
 
 
 def problem(lake: Lake, path: str, expected: int | None, sha256: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """What a dataset holds: one current row per item, and the sources that they came from."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -94,9 +95,11 @@ def read_sources(lake: Lake, dataset: str) -> pa.Table:
     return delta.read(lake, lake.dataset(dataset, "sources"), schema=SOURCES)
 
 
-def write_items(lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None) -> None:
-    """Insert or replace items. `none_in`: a version of their table that has none of them."""
-    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in)
+def write_items(
+    lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None, check: Callable[[], None] = lambda: None
+) -> None:
+    """Insert or replace items. `none_in`: a version of their table that has none of them; `check` as of delta.upsert."""
+    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in, check=check)
 
 
 def write_sources(lake: Lake, dataset: str, rows: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import threading
 import time
 import uuid
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -35,6 +36,15 @@ _FOLDERS: set[Path] = set()
 _FOLDERS_LOCK = threading.Lock()
 WRITER = "diastole-writer"
 """What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
+
+
+class Found(NamedTuple):
+    """A file as a listing shows it."""
+
+    path: str
+    bytes: int
+    modified: float
+    """Seconds since 1970, by the storage's clock."""
 
 
 class Store:
@@ -274,6 +284,30 @@ class Store:
 
         yield from sorted(again(prefix, found))
 
+    def found(self, prefix: str) -> Iterator[Found]:
+        """All files below a folder, in no order, also those that are being written; links are passed over.
+
+        Raises EnvironmentFailure where any folder cannot be listed: what is not listed is not: not there.
+        """
+        with self.reading(prefix):
+            if self.local is not None:
+                yield from _walked(self.local, self.path(prefix))
+                return
+            import obstore
+
+            for batch in obstore.list(self._obstore, _check(prefix)):
+                yield from (Found(str(m["path"]), int(m["size"]), m["last_modified"].timestamp()) for m in batch)
+
+    def prune(self, prefix: str) -> None:
+        """Remove the folders below a folder that have nothing in them."""
+        if self.local is None:
+            return
+        top = self.path(prefix)
+        for folder, _, _ in os.walk(top, topdown=False):
+            if Path(folder) != top:
+                with suppress(OSError):  # there is something in it
+                    Path(folder).rmdir()
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly below a folder, in no order; of a million, one at a time."""
         if self.local is not None:
@@ -368,6 +402,23 @@ def _check(relative: str) -> str:
     if not parts or relative.startswith("/") or ".." in parts or "\\" in relative:
         raise LakeError(f"{relative!r} is not a path inside a lake")
     return relative
+
+
+def _walked(root: Path, top: Path) -> Iterator[Found]:
+    def failed(error: OSError) -> NoReturn:
+        raise error
+
+    if not top.is_dir():
+        return
+    for folder, _, names in os.walk(top, onerror=failed):
+        for name in names:
+            path = Path(folder) / name
+            try:
+                info = path.lstat()
+            except FileNotFoundError:  # another removed it just now
+                continue
+            if stat.S_ISREG(info.st_mode):
+                yield Found(path.relative_to(root).as_posix(), info.st_size, info.st_mtime)
 
 
 def _filled(file: Any, offset: int, into: np.ndarray) -> bool:

@@ -243,10 +243,10 @@ def test_the_second_of_several_waves_goes_on_where_the_first_was_published(cohor
     scored = Scored(cohort)
     whole = commits._commit_wave
 
-    def interrupted(lake, plan, number, parts, schema):
+    def interrupted(lake, plan, number, *rest):
         if number == 2:
             raise KeyboardInterrupt
-        return whole(lake, plan, number, parts, schema)
+        return whole(lake, plan, number, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(commits, "_commit_wave", interrupted)

@@ -42,6 +42,7 @@ def cohort(lake, tmp_path):
     return lake
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_point_a_run_ends_with_each_unit_once(cohort, tmp_path, point):
     file = made.job_file(tmp_path)
@@ -68,6 +69,7 @@ def test_what_has_a_receipt_is_not_computed_again(cohort, tmp_path):
     assert sorted(cohort.store.local.glob("runs/*/attempts/*")) == attempts
 
 
+@pytest.mark.fault(5)
 def test_an_item_that_kills_its_process_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(8)
     sequences[5] = "M" + sequences[5]
@@ -163,7 +165,7 @@ def test_a_full_disk_is_an_error_of_the_environment_and_leaves_nothing_that_coun
     made.assert_each_once(cohort, 240)
 
 
-@pytest.mark.fault(31)
+@pytest.mark.fault(30, 31)
 def test_an_ingest_between_plan_and_commit_does_not_disturb_the_run(cohort, tmp_path):
     made.cli(cohort, "run", made.job_file(tmp_path), DIASTOLE_CRASH="after-plan")
     made.add_proteins(cohort, tmp_path / "src", made.proteins(3, seed=4), prefix="q")

@@ -1,9 +1,16 @@
 """What a model or a task that is not ours may raise, held against the item that it raised it on."""
 
+import errno
 from types import TracebackType
 
 from ..lake.errors import DiastoleError, ItemError
 from .models.runtime import OutOfMemory
+
+
+def starved(error: BaseException) -> bool:
+    """Whether an error says that this process gets no more memory; a thread that does not start wants it for its stack."""
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    return no_memory or "can't start new thread" in str(error)
 
 
 class blamed:  # noqa: N801 - used like a function; a class, since it is entered three times for each unit
@@ -19,10 +26,12 @@ class blamed:  # noqa: N801 - used like a function; a class, since it is entered
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, (DiastoleError, OSError)):
-            return  # nothing, an interrupt, or known already or the environment's
-        if isinstance(error, (OutOfMemory, MemoryError)):
+        if error is None or isinstance(error, (KeyboardInterrupt, GeneratorExit, DiastoleError)):
+            return  # nothing, an interrupt, or known already
+        if isinstance(error, OutOfMemory) or starved(error):
             raise ItemError("out_of_memory", "it does not fit the memory, even alone") from error
+        if isinstance(error, OSError):
+            return  # the environment's
         lines = str(error).strip().splitlines() or [""]
         raise ItemError(
             f"{self._what}_error", f"the {self._what} failed on it: {type(error).__name__}: {lines[-1][:160]}"

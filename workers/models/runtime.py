@@ -30,6 +30,10 @@ Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Failed to allocate memory", "bad_alloc")
+"""What torch and onnxruntime say where memory for a tensor is refused; torch.OutOfMemoryError is of GPUs only."""
+
+
 class OutOfMemory(Exception):  # noqa: N818 - a signal to halve the batch
     """The batch did not fit the device."""
 
@@ -110,8 +114,8 @@ def device_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    except Exception as error:  # onnxruntime's are no RuntimeErrors
+        if any(words in str(error) for words in NO_MEMORY):
             raise OutOfMemory from error
         lost = isinstance(error, getattr(torch, "AcceleratorError", ()))  # since torch 2.8
         if lost or "CUDA error" in str(error):  # the context is lost with it: nothing computes after it in this process
@@ -221,7 +225,7 @@ def _python(
     shared = {key: value for key, value in manifest.network_options.items() if key not in manifest.files}
     try:
         network = build(**shared, **manifest.network_options.get(name, {}))
-    except Exception as error:  # any class may come from code that is not ours
+    except (Exception, SystemExit) as error:  # any class may come from code that is not ours
         raise ModelError(
             f"{manifest.ref}: {manifest.network} cannot be built with its network_options: {type(error).__name__}: {error}"
         ) from error
@@ -288,5 +292,5 @@ def _allowed_code(lake: Lake, manifest: Manifest, where: str) -> dict[str, Any]:
         return namespace
     except ModelError:
         raise
-    except Exception as error:  # any class may come from code that is not ours
+    except (Exception, SystemExit) as error:  # any class may come from code that is not ours
         raise ModelError(f"{manifest.ref}: {where} cannot be run: {type(error).__name__}: {error}") from error
