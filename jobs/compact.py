@@ -121,7 +121,7 @@ class _Table:
         )  # before the table has them: killed in between, a sweep takes both
         self._lease.check()
         crash.point("compact-recorded")
-        delta.add_files(table, added, fence, gone=files)
+        delta.add_files(table, added, fence, gone=files, rows_change=False)
         crash.point("compact-committed")
         sizes = sum(file["size_bytes"] for file in files), sum(part.bytes for part in parts)
         return Compacted(self._path, *partition, (len(files), len(parts)), sizes, counted)

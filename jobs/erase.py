@@ -81,14 +81,12 @@ def _rewrite(lake: Lake, path: str, rule: Rule, recorded: Recorded) -> Erased:
     """Write anew the live files that hold rows. The fence is raised also where none does: a run that sleeps between its
     last look at what is withdrawn and its commit must look again.
     """
-    from deltalake import CommitProperties
-    from deltalake.transaction import AddAction, RemoveAction
-
     table = delta.open_table(lake, path)
     if table is None:
         return Erased()
     fence, rows = delta.fence(table), 0
-    actions: list[AddAction | RemoveAction] = []
+    gone: list[dict[str, Any]] = []
+    new: list[dict[str, Any]] = []
     written: list[FileRecord] = []
     schema = delta.dataset(table).schema
     for file in delta.files_of(table):
@@ -97,17 +95,13 @@ def _rewrite(lake: Lake, path: str, rule: Rule, recorded: Recorded) -> Erased:
         whole = _read(lake, f"{path}/{file['path']}", schema, recorded)
         left = rule.left(whole)
         rows += whole.num_rows - left.num_rows
-        partition, size = file.get("partition") or {}, file["size_bytes"]
-        actions.append(RemoveAction(file["path"], True, 0, size, partition))
+        gone.append(file)
         if left.num_rows:
             part = _write(lake, path, file["path"], left)
-            stats = f'{{"numRecords": {left.num_rows}}}'
-            relative = part.path.removeprefix(f"{path}/")
-            actions.append(AddAction(relative, part.bytes, partition, 0, True, stats))
+            sizes = {"size_bytes": part.bytes, "num_records": left.num_rows}
+            new.append(file | {"path": part.path.removeprefix(f"{path}/")} | sizes)
             written.append(part)
-    properties = CommitProperties(app_transactions=[fence], max_commit_retries=0)
-    columns = table.metadata().partition_columns
-    table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
+    delta.add_files(table, new, fence, gone)
     return Erased(rows, tuple(written))
 
 

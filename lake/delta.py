@@ -247,64 +247,40 @@ def raise_fence(lake: Lake, path: str) -> None:
 
 
 def add_files(
-    table: "DeltaTable", files: Iterable[Mapping[str, Any]], fence_taken: Any, gone: Iterable[Mapping[str, Any]] = ()
+    table: "DeltaTable",
+    files: Iterable[Mapping[str, Any]],
+    fence_taken: Any,
+    gone: Iterable[Mapping[str, Any]] = (),
+    *,
+    rows_change: bool = True,
 ) -> None:
-    """Append files that lie in a table's folder: `path`, `size_bytes`, `num_records` and `partition` of each. Fails if
-    another wrote since the fence.
+    """Bring files that lie in a table's folder into it, and take those that are `gone` out, in one step: `path`,
+    `size_bytes` and `partition` of each, and `num_records` of each that comes. Fails if another wrote since the fence.
 
-    Where they hold the rows of others, these are `gone` in the same step, and readers of changes see none.
+    Where the new hold the same rows as the old, no `rows_change`, and readers of changes see none.
     """
     from deltalake import CommitProperties
     from deltalake.transaction import AddAction, RemoveAction
 
-    gone = list(gone)
     now = int(time.time() * 1000)
     actions: list[Any] = [
-        RemoveAction(file["path"], False, now, file["size_bytes"], file["partition"])  # False: no rows change
-        for file in gone
+        RemoveAction(file["path"], rows_change, now, file["size_bytes"], file.get("partition") or {}) for file in gone
     ]
     actions += [
         AddAction(
             path=file["path"],
             size=file["size_bytes"],
-            partition_values=file["partition"],
+            partition_values=file.get("partition") or {},
             modification_time=0,
-            data_change=not gone,
+            data_change=rows_change,
             stats=json.dumps({"numRecords": file["num_records"]}),
         )
         for file in files
     ]
     properties = CommitProperties(app_transactions=[fence_taken], max_commit_retries=0)
     columns = table.metadata().partition_columns
-    table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
-
-
-def replace_files(
-    lake: Lake, path: str, table: "DeltaTable", gone: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]
-) -> None:
-    """Take files out of a table and others in, in one step: `path`, `size_bytes` and `partition` of each that goes; `path`,
-    `size`, `rows` and `partition` of each that comes. Raises CommitFailedError where another wrote since `table` was opened.
-
-    deltalake has no call for it: what it deletes, it must be able to read.
-    """
-    from deltalake.exceptions import CommitFailedError
-
-    now, version = int(time.time() * 1000), table.version() + 1
-    number = table.transaction_version(FENCE)
-    actions: list[dict[str, Any]] = [
-        {"commitInfo": {"timestamp": now, "operation": "REPAIR", "operationParameters": {}, "token": uuid.uuid4().hex}},
-        {"txn": {"appId": FENCE, "version": 0 if number is None else number + 1, "lastUpdated": now}},
-    ]
-    for file in gone:
-        told = {"path": file["path"], "partitionValues": file["partition"], "size": file["size_bytes"]}
-        actions.append({"remove": {**told, "deletionTimestamp": now, "dataChange": True, "extendedFileMetadata": True}})
-    for file in new:
-        told = {"path": file["path"], "partitionValues": file["partition"], "size": file["size"]}
-        stats = json.dumps({"numRecords": file["rows"]})
-        actions.append({"add": {**told, "modificationTime": now, "dataChange": True, "stats": stats}})
-    data = "\n".join(json.dumps(action) for action in actions).encode()
-    if not lake.store.put_if_absent(f"{path}/_delta_log/{version:020d}.json", data):
-        raise CommitFailedError(f"another wrote version {version}")
+    with storage(table.table_uri):
+        table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
 
 
 def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:

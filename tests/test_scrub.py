@@ -191,16 +191,16 @@ def test_a_repair_waits_for_a_run_and_a_race_with_a_commit_is_lost(scored, monke
     findings = scrub.scrub(lake, deep=True).findings
     with leases.shared(lake, "a run"), pytest.raises(BusyError, match="repair must wait"):
         mend(lake, findings, 0.0)
-    replace, raced = delta.replace_files, []
+    add_files, raced = delta.add_files, []
 
-    def race(lake, path, table, gone, new):
+    def race(table, *files):
         if not raced:
             raced.append(1)
-            other = delta.open_table(lake, path)
-            delta.add_files(other, [], delta.fence(other))
-        replace(lake, path, table, gone, new)
+            other = delta.open_table(lake, lake.predictions("o"))
+            add_files(other, [], delta.fence(other))
+        add_files(table, *files)
 
-    monkeypatch.setattr(delta, "replace_files", race)
+    monkeypatch.setattr(delta, "add_files", race)
     mend(lake, findings, 0.0)
     assert raced
     assert made.run(lake).scored > 0
