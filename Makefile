@@ -8,7 +8,7 @@ PEERS = $(VENV)/.peers
 
 MINUTES ?= 60
 
-.PHONY: fuzz sbom audit demo demo-change test test-all lint bench bench-tune format clean setup
+.PHONY: demo demo-change test test-all soak fuzz sbom audit lint bench bench-tune format clean setup
 
 setup: $(DONE)
 
@@ -29,6 +29,12 @@ test: $(DONE)
 
 test-all: $(DONE)
 	$(BIN)/python -m pytest -q -m ''
+
+# Runs with a fault in each, held to what should be there: make soak N=1000 SEED=1
+N ?= 100
+SEED ?= 1
+soak: $(DONE)
+	$(BIN)/python tests/soak/run.py --runs $(N) --seed $(SEED)
 
 # What only the benchmarks need: peers, and Daft with an older pyarrow than ours in a folder of its own.
 $(PEERS): $(DONE) benchmarks/daft.txt

@@ -132,7 +132,7 @@ def one_run(
     elif process.returncode:
         measured["error"] = f"exit code {process.returncode}: {' | '.join(tail)[-300:]}"
     else:
-        answer = json.loads(said.strip().splitlines()[-1] if variant.name not in DIASTOLE else said)
+        answer = said_in(said) if variant.name not in DIASTOLE else json.loads(said)
         share = answer.get("items", items) / items  # the ceiling may compute some of them only
         measured["work_s"] = round(answer["seconds"] / share, 3)
         measured["besides_s"] = round(wall - answer["seconds"], 3)
@@ -144,6 +144,11 @@ def one_run(
     for written in ("predictions", "maps", "current"):
         shutil.rmtree(folder / "lake" / written / name, ignore_errors=True)
     return measured, found
+
+
+def said_in(text: str) -> dict[str, Any]:
+    """The line with `seconds`; what a library prints after it, as Ray does at times, is not looked at."""
+    return dict(json.loads(next(line for line in reversed(text.splitlines()) if line.startswith('{"'))))
 
 
 def _end(processes: list[psutil.Process]) -> None:

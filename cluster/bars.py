@@ -10,6 +10,8 @@ from rich.progress import Progress as Bars
 
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
+from ..lake import integrity
+from ..lake.layout import Lake
 from .driver import Progress
 
 
@@ -46,6 +48,18 @@ class IngestBar(_Bar):
     def update(self, done: int, total: int) -> None:
         """So many sources of all are done."""
         self._show("ingest", done, total)
+
+
+class CheckBar(_Bar):
+    """Progress of a check, in files."""
+
+    def __init__(self, lake: Lake, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
+        self._total = integrity.count(lake) if not self._bars.disable else 0
+
+    def update(self, done: int) -> None:
+        """So many files were looked at."""
+        self._show("check", done, self._total)
 
 
 class RunBar(_Bar, Progress):

@@ -1,9 +1,9 @@
 """The command line. Heavy libraries are imported by the command that needs them, so that --help answers at once.
 
 Exit codes: 0 done, also where units of a run failed: their rows say why; 1 something is wrong with the data (sources
-were quarantined, `check` or `doctor` found something); 2 a user's mistake, said in one line; 3 the environment failed
-(storage, workers), or what was about to be published is not what was planned: nothing is lost, run again; 130
-interrupted.
+were quarantined, `check` or `doctor` found something); 2 a user's mistake, or a model on which most units failed, said in
+one line; 3 the environment failed (storage, workers), or what was about to be published is not what was planned: nothing
+is lost, run again; 130 interrupted.
 """
 
 import os
@@ -16,11 +16,24 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_models
-from .options import DatasetArgument, JobFile, Json, LakeOption, Limit, Only, Retry, Rows, Workers, opened_lake
+from . import cli_care, cli_models, cli_privacy, recorded
+from .options import (
+    DatasetArgument,
+    IgnoreErrors,
+    JobFile,
+    Json,
+    LakeOption,
+    Limit,
+    Only,
+    Retry,
+    Rows,
+    Workers,
+    opened_lake,
+)
 
 app = typer.Typer(
     name="diastole",
+    cls=recorded.Recorded,
     help="Score biomedical cohorts with deep learning, in batch, exactly once.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,6 +42,10 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.models_app, name="models")
 app.command()(cli_models.tune)
+app.command()(cli_privacy.withdraw)
+app.command()(cli_privacy.audit)
+app.command()(cli_care.sweep)
+app.command()(cli_care.compact)
 INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
@@ -45,8 +62,16 @@ def main() -> NoReturn:
 
 
 def answer() -> int:
-    """Do what the command line says. Returns the exit code; what a user can mend is one line, without a traceback."""
+    """Do what the command line says, and record it in the lake. Returns the exit code."""
     os.umask(0o077)
+    recorded.forget()
+    code = _answer()
+    recorded.end(code)
+    return code
+
+
+def _answer() -> int:
+    """What a user can mend is one line, without a traceback."""
     try:
         app()
     except SystemExit as end:
@@ -99,6 +124,7 @@ def init(root: Annotated[str, typer.Argument(help="Where: a folder, or s3://buck
     from ..lake.layout import Lake
 
     lake = Lake.create(root)
+    recorded.begin(lake)
     print(f"made a lake at {lake.store.root}")
     print(f"its key is in {keys.folder()}: keep a copy; without it new data get other ids")
 
@@ -160,6 +186,8 @@ def ingest(
     )
     with IngestBar(quiet=as_json) as bar:
         report = run_ingest(opened_lake(lake), dataset, paths, options, bar.update)
+    recorded.noted(**{n: getattr(report, n) for n in ("files", "added", "changed", "gone", "withdrawn")})
+    recorded.noted(quarantined=sum(report.quarantined.values()))
     ingest_report(dataset, report, as_json=as_json)
     if report.quarantined:
         raise typer.Exit(1)
@@ -178,7 +206,7 @@ def items(
     if dataset is None:
         show_datasets(opened_lake(lake), as_json=as_json)
     else:
-        show_items(opened_lake(lake), dataset, limit, as_json=as_json)
+        recorded.noted(rows=show_items(opened_lake(lake), dataset, limit, as_json=as_json))
 
 
 @app.command()
@@ -200,6 +228,7 @@ def plan(
     from .show import note, show_plan
 
     spec, opened = load_job(job).with_workers(workers), opened_lake(lake)
+    recorded.noted(job=spec.name, output=spec.output, model=spec.model)
     planned, _, _ = plan_job(opened, spec, Choice(limit, only or (), retry), note)
     found = None
     if with_estimate:
@@ -217,6 +246,7 @@ def run(
     only: Only = None,
     retry: Retry = False,
     replan: Annotated[bool, typer.Option("--replan", help="Give up an unfinished run and plan anew.")] = False,
+    ignore_errors: IgnoreErrors = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -231,12 +261,16 @@ def run(
 
     spec = load_job(job).with_workers(workers)
     opened = opened_lake(lake)
+    recorded.noted(job=spec.name, output=spec.output, model=spec.model)
+    if only and spec.resources.workers == 0:
+        os.environ["DIASTOLE_TRACEBACK"] = "1"  # what a model raises may quote the item, so it is shown here alone
     with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):  # Ray prints what it notices
-        outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan), bar)
+        outcome = run_job(opened, spec, Choice(limit, only or (), retry, replan, ignore_errors), bar)
+    recorded.noted(run_id=outcome.run_id, scored=outcome.scored, failed=outcome.failed)
     show_outcome(outcome, as_json=as_json)
 
 
-runs_app = typer.Typer(help="Runs of the lake.", invoke_without_command=True)
+runs_app = typer.Typer(cls=recorded.Recorded, help="Runs of the lake.", invoke_without_command=True)
 app.add_typer(runs_app, name="runs")
 
 
@@ -271,11 +305,12 @@ def runs_abandon(
         raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
     opened = opened_lake(lake or context.obj)
     found = all_runs.resolve(opened, run_id)
+    recorded.noted(run_id=found)
     record = all_runs.read_record(opened, found)
     if record is not None:
         _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    with leases.shared(opened, f"giving up run {found[:8]}"):
-        state = give_up(opened, all_runs.read_plan(opened, found))
+    with leases.shared(opened, f"giving up run {found[:8]}") as held:
+        state = give_up(opened, all_runs.read_plan(opened, found), held.check)
     print(f"gave up run {found[:8]}" if state == "abandoned" else f"run {found[:8]} was published already; it is done")
 
 
@@ -288,7 +323,7 @@ def show(
     """Show one run: what was scored, skipped and failed, and where the time went."""
     from .show import show_run
 
-    show_run(opened_lake(lake), run_id, as_json=as_json)
+    recorded.noted(run_id=show_run(opened_lake(lake), run_id, as_json=as_json))
 
 
 @app.command()
@@ -303,35 +338,69 @@ def predictions(
     """Show the result of each item that its job means now."""
     from .show import show_predictions
 
-    show_predictions(opened_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+    shown = show_predictions(opened_lake(lake), output, "row" if rows else "item", limit, csv, as_json=as_json)
+    recorded.noted(**{"rows" if csv is None else "exported": shown})
 
 
 @app.command()
 def quarantine(
     lake: LakeOption,
     source: Annotated[Path | None, typer.Option(help="Say which files of this folder the records mean.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Score again what failed at scoring.")] = False,
+    job: Annotated[
+        Path | None, typer.Option(help="With --retry: by this job file, not by the jobs as they were run.")
+    ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Show what could not be ingested or scored, with the reason and how to try again."""
-    from .show import show_quarantine
+    """Show what could not be ingested or scored, with the reason and how to try again; or try it again."""
+    from .show import show_quarantine, show_retried
 
-    show_quarantine(opened_lake(lake), source, as_json=as_json)
+    opened = opened_lake(lake)
+    if not retry:
+        recorded.noted(rows=show_quarantine(opened, source, as_json=as_json))
+        return
+    from ..workers.process import prepare
+
+    prepare()
+    from ..jobs.spec import load_job
+    from .bars import RunBar
+    from .driver import Choice
+    from .retry import retry as run_again
+
+    spec = load_job(job) if job else None
+    with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):
+        outcomes = list(run_again(opened, spec, workers, Choice(), bar))
+    recorded.noted(scored=sum(o.scored for o in outcomes), failed=sum(o.failed for o in outcomes))
+    show_retried(opened, outcomes, as_json=as_json)
 
 
 @app.command()
 def check(
     lake: LakeOption,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare its sha256.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged results out, so that their job's next run scores them again.")
+    ] = False,
+    wait: Annotated[float, typer.Option(help="Seconds that a repair waits for runs and ingests to end.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Hold every file to what was written. Exit code 1 where something is missing or changed."""
-    from ..lake import integrity
+    """Hold every file to what was written. Exit code 1 where something is missing or changed, and not repaired."""
+    from ..lake.scrub import scrub
+    from .bars import CheckBar
     from .show import show_check
 
     opened = opened_lake(lake)
-    wrong = integrity.check(opened, deep=deep)
-    show_check(integrity.count(opened), wrong, as_json=as_json)
-    if wrong:
+    with CheckBar(opened, quiet=as_json) as bar:
+        found = scrub(opened, deep=deep, progress=bar.update)
+    recorded.noted(files=found.files, wrong=len(found.findings))
+    repaired = None
+    if repair and found.findings:
+        from .repair import mend
+
+        repaired = mend(opened, found.findings, wait)
+    show_check(found, repaired, as_json=as_json)
+    if found.findings if repaired is None else repaired.left:
         raise typer.Exit(1)
 
 

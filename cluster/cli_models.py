@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from .options import Json, LakeOption, opened_lake
+from .recorded import Recorded, noted
 
-models_app = typer.Typer(help="Model packages of the lake.", no_args_is_help=True)
+models_app = typer.Typer(cls=Recorded, help="Model packages of the lake.", no_args_is_help=True)
 
 
 @models_app.command("list")
@@ -26,6 +27,7 @@ def models_fetch(
     from ..workers.recipes import fetch
 
     manifest = fetch(opened_lake(lake), name)
+    noted(model=manifest.ref, digest=manifest.model_digest)
     print(f"{manifest.ref} is in the lake; licence {manifest.licence}; digest {manifest.model_digest}")
 
 
@@ -37,6 +39,7 @@ def models_add(
     from ..lake.models import add_folder
 
     manifest = add_folder(opened_lake(lake), folder)
+    noted(model=manifest.ref, digest=manifest.model_digest)
     print(f"{manifest.ref} is in the lake; digest {manifest.model_digest}")
 
 

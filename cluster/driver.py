@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..jobs import runs, tuned
+from ..jobs import budget, runs, tuned
 from ..jobs.commit import Committed, commit, is_published
 from ..jobs.ledger import Ledger
 from ..jobs.plan import Plan, check_not_empty, make_plan
@@ -33,6 +33,8 @@ class Choice:
     """Also what failed before."""
     replan: bool = False
     """Give up an unfinished run of this job and plan anew; what it has finished but not published is redone."""
+    ignore_errors: bool = False
+    """Go on whatever share of the units fails."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,36 @@ def run_job(lake: Lake, job: Job, choice: Choice | None = None, progress: Progre
     An unfinished run of the same job is finished first, unless model, task or job changed: then BusyError says what to
     do. Then the job is planned as it is now. At the end `current/` shows what the job means.
     """
-    with leases.shared(lake, f"job {job.name}"):
-        return _run(lake, job, choice or Choice(), progress or Progress())
+    with leases.shared(lake, f"job {job.name}") as held:
+        return _run(lake, job, choice or Choice(), progress or Progress(), held)
 
 
-def _run(lake: Lake, job: Job, choice: Choice, progress: Progress) -> Outcome:
+def _run(lake: Lake, job: Job, choice: Choice, progress: Progress, held: leases.Held) -> Outcome:
     # A job that cannot be meant is refused before anything is done.
     plan, manifest, task = plan_job(lake, job, choice, progress.noted)
-    resumed = _resume(lake, job, choice, manifest, task, progress)
+    resumed = _resume(lake, job, choice, manifest, task, progress, held)
     if resumed is not None:
         plan, manifest, task = plan_job(lake, job, choice)
     outcome = resumed or Outcome(None, plan.output, skipped=plan.skipped)
     if plan.units.num_rows:
-        fresh = _drive(lake, plan, task, job, progress, resumed=False)
+        fresh = _drive(lake, plan, task, job, choice, progress, held, resumed=False)
         outcome = fresh if resumed is None else _together(resumed, fresh)
     elif plan.wanted is not None:
         predictions.refresh_current(lake, plan.output, plan.model_digest, plan.spec_digest, plan.wanted)
     return outcome
 
 
-def _drive(lake: Lake, plan: Plan, task: Task, job: Job, progress: Progress, *, resumed: bool) -> Outcome:
+def _drive(
+    lake: Lake,
+    plan: Plan,
+    task: Task,
+    job: Job,
+    choice: Choice,
+    progress: Progress,
+    held: leases.Held,
+    *,
+    resumed: bool,
+) -> Outcome:
     """Take a plan, new or begun, to its end."""
     schema = predictions.table_schema(task.item_columns, task.row_columns)
     predictions.fix_output(lake, plan.output, task.name, task.manifest.classes, schema, task.units)
@@ -131,9 +143,19 @@ def _drive(lake: Lake, plan: Plan, task: Task, job: Job, progress: Progress, *, 
         ledger = Ledger(lake, plan, in_process=job.resources.workers == 0)
         progress.planned(plan, ledger.units_done, resumed=resumed)
         started = ready = ended = time.perf_counter()
+
+        def check() -> None:
+            if not (choice.ignore_errors or choice.retry):  # of what failed before, much may fail again
+                budget.check(lake, plan, ledger, job.resources)
+
+        def on_receipt(receipt: Receipt) -> None:
+            progress.advanced(receipt)
+            check()
+
+        check()  # what was done before may be enough to stop
         if not ledger.finished:
-            ready, ended = _execute(lake, plan, ledger, job, progress.advanced)
-        return _publish(lake, plan, ledger, schema, (started, ready, ended), resumed=resumed)
+            ready, ended = _execute(lake, plan, ledger, job, on_receipt)
+        return _publish(lake, plan, ledger, schema, (started, ready, ended), held.check, resumed=resumed)
 
 
 def _publish(
@@ -142,6 +164,7 @@ def _publish(
     ledger: Ledger,
     schema: Any,
     times: tuple[float, float, float],
+    check: Callable[[], None],
     *,
     resumed: bool,
     last: bool = True,
@@ -150,7 +173,8 @@ def _publish(
     import pyarrow.compute as pc
 
     begun = time.perf_counter()
-    committed = commit(lake, plan, ledger, schema)
+    check()  # before receipts are looked at: of a run that was given up meanwhile, what they name may be swept
+    committed = commit(lake, plan, ledger, schema, check)
     crash.point("before-current")
     wanted = plan.units.select(["item_id", "input_digest"]) if plan.wanted is None else plan.wanted
     if not last and delta.open_table(lake, lake.current(plan.output)) is not None:
@@ -163,13 +187,24 @@ def _publish(
     return _record(lake, plan, ledger, committed, seconds, resumed=resumed)
 
 
-def _resume(lake: Lake, job: Job, choice: Choice, manifest: Manifest, task: Task, progress: Progress) -> Outcome | None:
+def _resume(
+    lake: Lake,
+    job: Job,
+    choice: Choice,
+    manifest: Manifest,
+    task: Task,
+    progress: Progress,
+    held: leases.Held,
+) -> Outcome | None:
     """Finish, or with `replan` give up, what is unfinished of this job."""
     outcome = None
     for found in runs.unfinished(lake, job.name):
         changed = _changed(found, job, manifest, task)
-        if choice.replan or (changed and is_published(lake, found)):
-            give_up(lake, found)
+        stopped = runs.is_stopped(lake, found.run_id)
+        if stopped and choice.only:
+            continue  # somebody looks for the reason
+        if choice.replan or (changed and is_published(lake, found)) or (stopped and changed == "model"):
+            give_up(lake, found, held.check)
         elif changed:
             raise BusyError(
                 f"job {job.name} has an unfinished run {found.run_id[:8]} of another {changed}; "
@@ -177,12 +212,12 @@ def _resume(lake: Lake, job: Job, choice: Choice, manifest: Manifest, task: Task
             )
         else:
             planned_task = make_task(manifest, found.task, job.options)
-            done = _drive(lake, found, planned_task, job, progress, resumed=True)
+            done = _drive(lake, found, planned_task, job, choice, progress, held, resumed=True)
             outcome = done if outcome is None else _together(outcome, done)
     return outcome
 
 
-def give_up(lake: Lake, plan: Plan) -> str:
+def give_up(lake: Lake, plan: Plan, check: Callable[[], None] = lambda: None) -> str:
     """End an unfinished run: abandoned, or, where its rows were published already, recorded as done. Which of the two."""
     with runs.lease(lake, plan.run_id):
         if not is_published(lake, plan):
@@ -192,7 +227,7 @@ def give_up(lake: Lake, plan: Plan) -> str:
         table = delta.open_table(lake, lake.predictions(plan.output))
         now = time.perf_counter()
         schema = delta.dataset(table).schema if table else None
-        _publish(lake, plan, ledger, schema, (now, now, now), resumed=True, last=False)
+        _publish(lake, plan, ledger, schema, (now, now, now), check, resumed=True, last=False)
         return "done"
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import recorded
+
 LakeOption = Annotated[
     str,
     typer.Option(
@@ -17,12 +19,15 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 Rows = Annotated[int | None, typer.Option("--limit", min=1, help="Rows to show; without it 20, and all with --json.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this item id; may be given again.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Also score what failed before.")]
+IgnoreErrors = Annotated[bool, typer.Option("--ignore-errors", help="Go on whatever share of the units fails.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Over the job's; 0 is this process.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 
 
 def opened_lake(root: str) -> Any:
-    """The lake at a root."""
+    """The lake at a root. The command that opens it is recorded there as it ends."""
     from ..lake.layout import Lake
 
-    return Lake.open(root)
+    lake = Lake.open(root)
+    recorded.begin(lake)
+    return lake

@@ -13,10 +13,12 @@ from rich.table import Table
 from ..jobs import runs
 from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
-from ..lake import delta, predictions, quarantine
+from ..jobs.repair import Repaired
+from ..lake import predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
+from ..lake.scrub import Scrubbed
 from ..workers.models.settings import Settings
 from ..workers.sources import absolute
 from .driver import Outcome
@@ -60,6 +62,10 @@ def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
     )
     if report.healed:
         console.print(f"  healed: {report.healed} items whose stored data were damaged or missing")
+    if report.withdrawn:
+        console.print(
+            f"  withdrawn: {report.withdrawn} files of subjects whose consent was withdrawn were not taken in"
+        )
     if report.quarantined:
         console.print(f"  quarantined: {_counts(report.quarantined)}; see: diastole quarantine")
     if report.still_quarantined:
@@ -80,13 +86,13 @@ def show_datasets(lake: Lake, *, as_json: bool) -> None:
         _table("datasets", ["dataset", "items", "modality", "MB"], [[*r[:3], f"{r[3] / 2**20:.1f}"] for r in rows])
 
 
-def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) -> None:
-    """Items of a dataset."""
+def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) -> int:
+    """Items of a dataset; how many were shown."""
     table = read_items(lake, dataset)
     rows = table.sort_by("item_id").slice(0, _rows(limit, as_json=as_json)).to_pylist()
     if as_json:
         print_json(rows)
-        return
+        return len(rows)
     cells = [
         [r["item_id"], r["name"], r["modality"], "×".join(map(str, r["shape"] or [])), r["dtype"], _kind(r), r["state"]]
         for r in rows
@@ -96,6 +102,7 @@ def show_items(lake: Lake, dataset: str, limit: int | None, *, as_json: bool) ->
         ["item", "name", "modality", "shape", "dtype", "", "state"],
         cells,
     )
+    return len(rows)
 
 
 def _rows(limit: int | None, *, as_json: bool) -> int | None:
@@ -195,7 +202,7 @@ def show_runs(lake: Lake, *, as_json: bool) -> None:
             {
                 "run_id": run_id,
                 "job": plan.job["name"],
-                "state": record.get("state", "unfinished"),
+                "state": record.get("state", "stopped" if runs.is_stopped(lake, run_id) else "unfinished"),
                 "units": plan.units.num_rows,
             }
             | {
@@ -216,13 +223,13 @@ def show_runs(lake: Lake, *, as_json: bool) -> None:
         )
 
 
-def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
-    """One run."""
+def show_run(lake: Lake, prefix: str, *, as_json: bool) -> str:
+    """One run; its id."""
     run_id = runs.resolve(lake, prefix)
     plan, record = runs.read_plan(lake, run_id), runs.read_record(lake, run_id)
     if as_json:
         print_json({"plan": plan.header(), "reasons": plan.reasons, "refusals": plan.refusals, "record": record})
-        return
+        return run_id
     show_plan(plan, as_json=False)
     record = dict(record or {"state": "unfinished: run its job again to finish it"})
     if predicted := record.pop("predicted", None):
@@ -231,12 +238,14 @@ def show_run(lake: Lake, prefix: str, *, as_json: bool) -> None:
         console.print(
             f"  {key}: {_counts(value) if isinstance(value, dict) and key in ('skipped', 'reasons') else value}"
         )
+    return run_id
 
 
-def show_predictions(
-    lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool
-) -> None:
-    """The result of each item that its job means now. JSON and CSV have all columns of the table, whatever is in them."""
+def show_predictions(lake: Lake, output: str, level: str, limit: int | None, csv: Path | None, *, as_json: bool) -> int:
+    """The result of each item that its job means now; how many were shown or written.
+
+    JSON and CSV have all columns of the table, whatever is in them.
+    """
     import pyarrow.compute as pc
 
     current = predictions.read_current(lake, output).to_table(filter=pc.field("level") == level)
@@ -259,15 +268,16 @@ def show_predictions(
     if csv is not None:
         _write_csv(current, csv)
         console.print(f"{current.num_rows} rows in {csv}")
-        return
+        return int(current.num_rows)
     order = [("item_id", "ascending")] + ([("ordinal", "ascending")] if level == "row" else [])
     rows = current.sort_by(order).slice(0, _rows(limit, as_json=as_json))
     if as_json:
         print_json(rows.to_pylist())
-        return
+        return int(rows.num_rows)
     shown = [name for name in current.column_names if name not in hidden]
     cells = [[_brief(row[name]) for name in shown] for row in rows.to_pylist()]
     _table(f"{output}: {rows.num_rows} of {current.num_rows} {level} rows", shown, cells)
+    return int(rows.num_rows)
 
 
 def _write_csv(table: Any, path: Path) -> None:
@@ -299,10 +309,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
-    """What could not be ingested, and the item rows that failed: one view."""
-    import pyarrow.compute as pc
-
+def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
+    """What could not be ingested, and the item rows that failed: one view; how many."""
     rows = [
         {"stage": "ingest", "where": r["dataset"], "id": r["source_key"], "code": r["error_code"], "reason": r["error"]}
         | {"retry": "mend or replace the file, then ingest again; or ingest --retry"}
@@ -310,16 +318,10 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
         if r["state"] == "open"
     ]
     for output in lake.store.folders("predictions"):
-        if delta.open_table(lake, lake.current(output)) is None:
-            continue
-        failed = predictions.read_current(lake, output).to_table(
-            columns=["item_id", "error_code", "error"],
-            filter=(pc.field("level") == "item") & (pc.field("status") == "failed"),
-        )
         rows += [
             {"stage": "score", "where": output, "id": r["item_id"], "code": r["error_code"], "reason": r["error"]}
-            | {"retry": "mend the item, then run its job; or run --retry"}
-            for r in failed.to_pylist()
+            | {"retry": f"diastole run JOB --only {r['item_id']} --retry --workers 0"}
+            for r in predictions.failed(lake, output).to_pylist()
         ]
     if source is not None:
         names = {lake.source_key(str(absolute(p))): str(p) for p in [source, *sorted(source.rglob("*"))]}
@@ -327,21 +329,49 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> None:
             row["file"] = names.get(row["id"])
     if as_json:
         print_json(rows)
-        return
+        return len(rows)
     counts = Counter(f"{row['stage']}: {row['code']}" for row in rows)
     console.print(f"{len(rows)} in quarantine: {_counts(dict(counts))}")
     if rows:
         _table("", list(rows[0]), [list(row.values()) for row in rows[:200]])
+    if any(row["stage"] == "score" for row in rows):
+        console.print("after a fix, all that failed at scoring: diastole quarantine --retry")
+    return len(rows)
 
 
-def show_check(files: int, wrong: list[tuple[str, str]], *, as_json: bool) -> None:
-    """What an integrity check found."""
+def show_retried(lake: Lake, outcomes: list[Outcome], *, as_json: bool) -> None:
+    """What became of units that were scored again, and what only their sources can bring."""
+    sources = Counter(row["dataset"] for row in quarantine.read(lake).to_pylist() if row["state"] == "open")
     if as_json:
-        print_json({"files": files, "wrong": [{"path": path, "what": what} for path, what in wrong]})
+        print_json({"runs": [outcome.__dict__ for outcome in outcomes], "sources": dict(sources)})
         return
-    console.print(f"{files} files checked, {len(wrong)} wrong")
-    for path, what in wrong:
-        console.print(f"  {path}: {what}")
+    for outcome in outcomes:
+        show_outcome(outcome, as_json=False)
+    if not outcomes:
+        console.print("nothing in quarantine failed at scoring")
+    for dataset, count in sorted(sources.items()):
+        console.print(
+            f"{dataset}: {count} sources stay in quarantine; try them with: diastole ingest {dataset} PATHS --retry"
+        )
+
+
+def show_check(found: Scrubbed, repaired: Repaired | None, *, as_json: bool) -> None:
+    """What a check found, and what became of it."""
+    wrong = [{"path": finding.path, "what": finding.problem} for finding in found.findings]
+    if as_json:
+        print_json({"files": found.files, "wrong": wrong, **({} if repaired is None else asdict(repaired))})
+        return
+    console.print(f"{found.files} files checked, {len(wrong)} wrong")
+    for one in wrong:
+        console.print(f"  {one['path']}: {one['what']}")
+    if repaired is None:
+        return
+    for path, what in repaired.mended:
+        console.print(f"  repaired: {path}: {what}")
+    for output, count in repaired.outputs.items():
+        console.print(f"{output}: {count} results were taken out; its job's next run scores them again")
+    for path, what in repaired.left:
+        console.print(f"  not repaired: {path}: {what}")
 
 
 def show_checkup(findings: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ Whatever dies and whenever, every planned unit ends in exactly one item row, and
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..lake import crash, delta, integrity, predictions
+from ..lake import crash, delta, integrity, predictions, suppressed
 from ..lake.database import database
 from ..lake.errors import CommitError, EnvironmentFailure
 from ..lake.ids import digest
@@ -22,9 +22,8 @@ from .check import check_receipts
 from .ledger import Ledger
 from .merge import merge
 from .parts import read_part, write_part
-from .plan import Plan
+from .plan import Plan, holds
 from .receipts import Part, Receipt, part_of
-from .select import suppressed
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -47,10 +46,13 @@ class Committed:
     """Whether an earlier driver had committed all of it."""
 
 
-def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committed:
+def commit(
+    lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema, check: Callable[[], None] = lambda: None
+) -> Committed:
     """Publish a run whose shards all have receipts. Doing it again changes nothing.
 
-    Raises CommitError where files, rows and plan do not agree: then nothing is published.
+    Raises CommitError where files, rows and plan do not agree: then nothing is published. `check` is called when the
+    table is open: it raises where files of the run may have been swept since they were looked at.
     """
     if not ledger.finished:
         raise CommitError(f"run {plan.run_id[:8]}: shards are missing; run again to finish them")
@@ -63,7 +65,7 @@ def commit(lake: Lake, plan: Plan, ledger: Ledger, schema: pa.Schema) -> Committ
             wave = merge(lake, plan, number, wave)
             crash.point("after-merge")
             _fix_wave(lake, plan.run_id, number, wave)
-        fresh, lost = _commit_wave(lake, plan, number, wave, schema)
+        fresh, lost = _commit_wave(lake, plan, number, wave, schema, check)
         already, dropped = already and not fresh, dropped + lost
     return _verify(lake, plan, maps, dropped, already=already)
 
@@ -95,7 +97,9 @@ def _fix_wave(lake: Lake, run_id: str, number: int, parts: Sequence[Part]) -> No
         lake.store.put_if_absent(f"{folder}/{number}.{digest(listed)[:12]}.json", data)
 
 
-def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema: pa.Schema) -> tuple[bool, int]:
+def _commit_wave(
+    lake: Lake, plan: Plan, number: int, parts: list[Part], schema: pa.Schema, check: Callable[[], None]
+) -> tuple[bool, int]:
     """(whether this call committed it, units dropped). Exactly one of any number of racing calls commits a wave."""
     from deltalake import CommitProperties, Transaction
     from deltalake.exceptions import CommitFailedError
@@ -108,6 +112,7 @@ def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema:
             return False, dropped
         if (last or 0) != number - 1:
             raise CommitError(f"run {plan.run_id[:8]}: wave {number} follows {number - 1}, the table has {last}")
+        check()
         parts, gone = _without_published(lake, plan, table, number, parts)
         dropped += gone
         crash.point("before-commit")
@@ -119,9 +124,10 @@ def _commit_wave(lake: Lake, plan: Plan, number: int, parts: list[Part], schema:
         )
         try:
             actions = [_action(plan, part) for part in parts]
-            table.create_write_transaction(
-                actions, "append", table.schema(), predictions.PARTITIONS, commit_properties=properties
-            )
+            with delta.storage(path):
+                table.create_write_transaction(
+                    actions, "append", table.schema(), predictions.PARTITIONS, commit_properties=properties
+                )
         except CommitFailedError:
             time.sleep(
                 min(2.0, 0.02 * 2**attempt)
@@ -168,6 +174,7 @@ def _without_published(
             scored = set(rows.filter(pc.equal(rows["status"], "scored"))["item_id"].to_pylist())
             published = {item: status for item, status in published.items() if status == "scored" or item not in scored}
     values = pa.array(sorted(set(published) | withdrawn), pa.string())
+    without = digest(values.to_pylist())[:12]  # a run that was killed here may drop more when it goes on
     for part in parts:
         rows = read_part(lake, root, part, None)
         left = rows.filter(pc.invert(pc.is_in(rows["item_id"], values)))
@@ -175,7 +182,7 @@ def _without_published(
         if left.num_rows == rows.num_rows:
             kept.append(part)
         elif left.num_rows:
-            stem = f"{part.path.removesuffix('.parquet')}-v{table.version()}"
+            stem = f"{part.path.removesuffix('.parquet')}-v{table.version()}-{without}"
             kept.append(write_part(lake, root, stem, left, part.level))
     _fix_wave(lake, plan.run_id, number, kept)
     return kept, gone
@@ -187,7 +194,7 @@ def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
     if table.version() == plan.table_version or not table.file_uris(file_pruning_predicate=group):
         return {}
     key = {"model": plan.model_digest, "spec": plan.spec_digest, "run": plan.run_id}
-    with database() as opened:
+    with delta.storage(f"predictions/{plan.output}"), database() as opened:
         opened.register("own", predictions.item_rows(table, plan.key_group))
         opened.register("planned", plan.units.select(["item_id", "input_digest", "attempt"]))
         rows = opened.execute(
@@ -202,9 +209,8 @@ def _published_since(plan: Plan, table: "DeltaTable") -> dict[str, str]:
 
 
 def _withdrawn_since(lake: Lake, plan: Plan) -> set[str]:
-    withdrawn = pa.array(sorted(suppressed(lake)), pa.string())
-    theirs = pc.is_in(plan.units["subject_id"], withdrawn) if len(withdrawn) else None
-    return set() if theirs is None else set(plan.units["item_id"].filter(theirs).to_pylist())
+    gone = suppressed.read(lake)
+    return set(plan.units["item_id"].filter(holds(plan, gone)).to_pylist()) if gone else set()
 
 
 def _is_committed(lake: Lake, plan: Plan, number: int) -> bool:
@@ -226,19 +232,35 @@ def _verify(lake: Lake, plan: Plan, maps: Sequence[integrity.FileRecord], droppe
     root = lake.predictions(plan.output)
     there = set() if table is None else {uri.rsplit(f"{root}/", 1)[1] for uri in table.file_uris()}
     published: dict[str, list[Part]] = {}
-    waves = set()
+    waves: dict[str, list[list[Part]]] = {}
     for path, _ in lake.store.list(f"{lake.run(plan.run_id)}/waves"):
         number = path.rsplit("/", 1)[1].split(".")[0]
-        waves.add(number)
         fixed = _fixed(lake, path)
+        waves.setdefault(number, []).append(fixed)
         if {part.path for part in fixed} <= there and len(fixed) >= len(published.get(number, [])):
             published[number] = fixed
-    if table is None or waves - set(published):
+    if table is not None and set(waves) - set(published):
+        published |= _as_committed(lake, plan, table, waves)
+    if table is None or set(waves) - set(published):
         raise CommitError(
-            f"run {plan.run_id[:8]}: files of {len(waves - set(published))} waves are not in the table; run check"
+            f"run {plan.run_id[:8]}: files of {len(set(waves) - set(published))} waves are not in the table; run check"
         )
     parts = [part for fixed in published.values() for part in fixed]
     files = [integrity.FileRecord(f"{root}/{p.path}", p.bytes, p.sha256) for p in parts]
     integrity.record(lake, [*files, *maps], plan.run_id, once=True)
     rows = sum(part.rows for part in parts if part.level == "item")
     return Committed(table.version(), len(parts), rows, dropped, already)
+
+
+def _as_committed(
+    lake: Lake, plan: Plan, table: "DeltaTable", waves: dict[str, list[list[Part]]]
+) -> dict[str, list[Part]]:
+    """What was fixed for each wave and is what its own commit added, wherever a compaction has put the rows since."""
+    found: dict[str, list[Part]] = {}
+    for said in table.history():
+        if said.get("run_id") == plan.run_id:
+            added, number = delta.added_in(lake, lake.predictions(plan.output), said["version"]), str(said["wave"])
+            for fixed in waves.get(number, []):
+                if {part.path for part in fixed} == added:
+                    found[number] = fixed
+    return found

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from os import environ
 from typing import Generic, TypeVar
 
@@ -16,6 +17,10 @@ from .receipts import Receipt
 LATE = 2.0
 """A worker is late that takes so many times as long as the median for its shard's cost, and at least so many seconds."""
 LATE_SECONDS = float(environ.get("DIASTOLE_LATE_SECONDS", "10"))
+HUNG = 20.0
+"""An honest worker does not take so many times as long as the median for its shard's cost without getting on with it."""
+DEADLINE = (300.0, 1800.0)
+"""Seconds for that at least: longer than a store that does not answer is asked again; and at most, or where nothing is known."""
 KNOWN = 3
 """Shards that must have ended before it is known how long one takes."""
 REMEMBERED = 1001
@@ -48,6 +53,7 @@ class Dispatcher(Generic[W]):
         self._single: dict[W, None] = {}
         self._rates: deque[float] = deque(maxlen=REMEMBERED)
         """Seconds by cost of shards that ended."""
+        self._deadline: float | None = ledger.plan.job["resources"].get("deadline_s")
 
     @property
     def workers(self) -> int:
@@ -88,13 +94,39 @@ class Dispatcher(Generic[W]):
         self._let_go(worker, shard)
         self._ledger.returned(shard, reason, copy=copy)
 
-    def died(self, worker: W) -> bool:
-        """A worker died, ready or not. Whether it had begun a shard, so that it may have died of that."""
+    def overdue(self) -> Iterator[tuple[W, float]]:
+        """Workers that have been at a shard for longer than its deadline, and that, in seconds: they may hang."""
+        now, least = self._clock(), self._deadline or DEADLINE[0]
+        may_hang = [(w, hand) for w, hand in self._hands.items() if hand.shards and now - hand.since > least]
+        if not may_hang:
+            return
+        usual = statistics.median(self._rates) if len(self._rates) >= KNOWN else inf
+        for worker, hand in may_hang:
+            slowest = HUNG * usual * max(next(iter(hand.costs.values())), 1.0)
+            deadline = self._deadline or min(max(slowest, DEADLINE[0]), DEADLINE[1])
+            if now - hand.since > deadline:
+                yield worker, deadline
+
+    @property
+    def patience(self) -> float:
+        """Seconds between two looks for workers that may hang."""
+        return min(10.0, (self._deadline or DEADLINE[0]) / 4)
+
+    def died(self, worker: W, outcome: str = "died") -> bool:
+        """A worker died, ready or not, or was ended since it `hung`. Whether it had begun a shard, so that it may be of that."""
+        return self._ledger.died(*self._leave(worker), outcome) > 0
+
+    def lost(self, worker: W, reason: str) -> None:
+        """A worker is gone with its node, which is no shard's fault. Raises EnvironmentFailure where that lasts."""
+        self._ledger.lost(*self._leave(worker), reason)
+
+    def _leave(self, worker: W) -> tuple[dict[str, Shard], list[str]]:
+        """A worker is gone: the shards that it had, and which of them were copies."""
         self._idle.pop(worker, None)
         self._single.pop(worker, None)
         hand = self._hands.pop(worker, None)
         shards = hand.shards if hand else {}
-        return self._ledger.died(shards, [name for name, shard in shards.items() if shard.copy]) > 0
+        return shards, [name for name, shard in shards.items() if shard.copy]
 
     def _give(self, worker: W, shard: Shard) -> tuple[W, Shard]:
         hand = self._hands[worker]

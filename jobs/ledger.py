@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..lake.errors import EnvironmentFailure, LakeError
 from ..lake.layout import Lake
 from . import receipts
 from .plan import Plan
-from .receipts import Receipt, Results
+from .receipts import LOST, Receipt, Results
 
 RETURNS = 5
 """How often a shard may come back for reasons of the environment before the run stops."""
@@ -70,6 +70,8 @@ class Ledger:
         self.limit = int(plan.job["resources"]["attempts"])
         self.scored = self.failed = 0
         """Units that are in a receipt."""
+        self.codes: Counter[str] = Counter()
+        """Units that failed at scoring by code, over all receipts: without those that the plan had refused."""
         self.seconds: dict[str, float] = {}
         """Time of the stages, over all receipts."""
         self._lock = threading.RLock()  # in one process, one thread takes what another receives
@@ -158,12 +160,14 @@ class Ledger:
                     continue
                 start, stop = self.span(shard)
                 deaths, single = self._deaths.get(shard, 0), stop - start == 1
-                if not single and deaths >= (1 if "-" in shard else self.limit):
+                hung = deaths > 0 and receipts.has_hung(self.lake, self.plan.run_id, shard)
+                # Each try of one that hangs takes the deadline, and another time would seldom help it.
+                if not single and deaths >= (1 if hung or "-" in shard else self.limit):
                     self._split(shard)
                     continue
                 self._alone.add(shard)
-                refused = f"its worker died {deaths} times on it alone; try it with --workers 0 --only"
-                return self._hand(shard, alone=True, refused=refused if single and deaths >= self.limit else None)
+                lost = deaths, hung
+                return self._hand(shard, alone=True, lost=lost if single and deaths >= self.limit else None)
             return None
 
     def copy(self, shard: str) -> Shard | None:
@@ -183,9 +187,10 @@ class Ledger:
             self._holders.pop(receipt.shard, None)
             return self._close(receipt)
 
-    def died(self, handed: Collection[str], copies: Collection[str] = ()) -> int:
+    def died(self, handed: Collection[str], copies: Collection[str] = (), outcome: str = "died") -> int:
         """A worker died that had been handed these shards, some as copies: those that it had begun are suspect, all go back.
 
+        `outcome` is `hung` where it was ended since it did not get on.
         Returns how many it had begun, or done after all; 0: it died of something else.
         """
         moved = 0
@@ -194,16 +199,33 @@ class Ledger:
                 moved += 1
                 continue
             for number in receipts.open_attempts(self.lake, self.plan.run_id, shard, self._session(shard in copies)):
-                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "died")
+                receipts.close_attempt(self.lake, self.plan.run_id, shard, number, outcome)
                 self._deaths[shard] = self._deaths.get(shard, 0) + (shard in self._alone)
                 moved += 1
             self._put_back(shard)
         return moved
 
+    def lost(self, handed: Collection[str], copies: Collection[str], reason: str) -> None:
+        """A worker is gone with its node: all that it had goes back, and nothing is held against any of it.
+
+        Raises EnvironmentFailure where a shard that was begun is lost again and again.
+        """
+        for shard in handed:
+            copy = shard in copies
+            if receipts.open_attempts(self.lake, self.plan.run_id, shard, self._session(copy)):
+                self.returned(shard, reason, copy=copy)
+            elif not self._is_stored(shard):
+                self._put_back(shard)
+
     def give_up(self) -> None:
         """This driver ends: what it had begun and not finished is not held against any shard."""
         for shard in list(self._holders):
             self._close_attempts(shard, self.session)
+
+    def hangs(self) -> None:
+        """This process does not get on with what it has begun, and is about to end itself."""
+        for shard in list(self._holders):
+            self._close_attempts(shard, self.session, "hung")
 
     def returned(self, shard: str, reason: str, *, copy: bool = False) -> None:
         """The environment failed under a shard: it goes back, and if that lasts, the run stops with the reason."""
@@ -225,11 +247,18 @@ class Ledger:
                 return shard
         return self._back.popleft() if self._back else None
 
-    def _hand(self, shard: str, *, alone: bool = False, copy: bool = False, refused: str | None = None) -> Shard:
+    def _hand(
+        self, shard: str, *, alone: bool = False, copy: bool = False, lost: tuple[int, bool] | None = None
+    ) -> Shard:
+        """`lost` is of a unit that no worker came back from: how often, and whether they hung."""
         start, stop = self.span(shard)
         units = self.plan.units.slice(start, stop - start).combine_chunks()
-        if refused is not None:
-            for name, value in (("refused_code", "worker_died"), ("refused", refused)):
+        if lost is not None:
+            deaths, hung = lost
+            what = "did not get on" if hung else "died"
+            reproduce = f"diastole run JOB --only {units['item_id'][0]} --retry --workers 0"
+            refused = f"its worker {what} {deaths} times on it alone; look at it with: {reproduce}"
+            for name, value in (("refused_code", LOST[hung]), ("refused", refused)):
                 units = units.set_column(units.schema.get_field_index(name), name, pa.array([value], pa.string()))
         self._set(shard, OUT)
         self._holders[shard] = self._holders.get(shard, 0) + 1
@@ -257,9 +286,9 @@ class Ledger:
                 self.receive(receipts.read_one(self.lake, self.plan.run_id, shard))
         return self.is_done(shard)
 
-    def _close_attempts(self, shard: str, session: str) -> None:
+    def _close_attempts(self, shard: str, session: str, outcome: str = "returned") -> None:
         for number in receipts.open_attempts(self.lake, self.plan.run_id, shard, session):
-            receipts.close_attempt(self.lake, self.plan.run_id, shard, number, "returned")
+            receipts.close_attempt(self.lake, self.plan.run_id, shard, number, outcome)
 
     def _split(self, shard: str) -> None:
         start, stop = self.span(shard)
@@ -275,6 +304,7 @@ class Ledger:
         self._set(receipt.shard, DONE if receipt.children is None else SPLIT)
         self._open -= 1
         self.scored, self.failed = self.scored + receipt.scored, self.failed + receipt.failed
+        self.codes.update(receipt.codes or {})
         for stage, value in (receipt.seconds or {}).items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + value
         for child, units in (receipt.children or {}).items():

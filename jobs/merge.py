@@ -49,13 +49,13 @@ def _many(parts: Sequence[Part]) -> list[Part]:
 
 def _merged(lake: Lake, plan: Plan, number: int, parts: Sequence[Part]) -> Iterator[Part]:
     root, level = lake.predictions(plan.output), parts[0].level
-    file, rows = _File(), 0
+    file, rows = LargeFile(), 0
     for group in _row_groups(lake, root, parts):
         file.add(group)
         rows += group.num_rows
         if file.size >= LARGE:
             yield _put(lake, plan, root, number, file, rows, level)
-            file, rows = _File(), 0
+            file, rows = LargeFile(), 0
     if rows:
         yield _put(lake, plan, root, number, file, rows, level)
 
@@ -75,7 +75,7 @@ def _row_groups(lake: Lake, root: str, parts: Sequence[Part]) -> Iterator[pa.Tab
         yield pa.concat_tables(held)
 
 
-class _File:
+class LargeFile:
     """A Parquet file in memory, a row group at a time."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class _File:
         return self._sink.getvalue().to_pybytes()
 
 
-def _put(lake: Lake, plan: Plan, root: str, number: int, file: _File, rows: int, level: str) -> Part:
+def _put(lake: Lake, plan: Plan, root: str, number: int, file: LargeFile, rows: int, level: str) -> Part:
     data = file.close()
     stem = f"level={level}/key_group={plan.key_group}/{plan.run_id}-wave{number}-{sha256_bytes(data)[:16]}"
     return put_part(lake, root, stem, data, rows, level)

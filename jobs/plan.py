@@ -20,6 +20,7 @@ from ..lake.ids import digest
 from ..lake.layout import Lake
 from ..lake.models import Manifest
 from ..lake.plain_json import from_json
+from ..lake.suppressed import Suppressed
 from .admit import Answer, Items
 from .contract import Refusal, refuse, refuse_use
 from .cut import Cut, cut
@@ -29,7 +30,7 @@ from .spec import Job
 from .task import Task
 from .units import UNITS, arrange
 
-__all__ = ["UNITS", "Plan", "check_not_empty", "make_plan", "spec_digest"]
+__all__ = ["UNITS", "Plan", "check_not_empty", "holds", "make_plan", "spec_digest"]
 
 SHARDS = 16
 """Shards that a small job is cut into, so that a few workers end together."""
@@ -123,6 +124,20 @@ class Plan:
         if table.schema != UNITS or any(type(value) is not kinds[name] for name, value in header.items()):
             raise ValueError("a plan has other fields than plans have")
         return plan
+
+
+def holds(plan: Plan, gone: Suppressed) -> pa.Array:
+    """Which units are of withdrawn subjects: by the subject that was planned, or by any input. (units,) bool."""
+    theirs = pc.is_in(plan.units["subject_id"], pa.array(sorted(gone.subjects), pa.string())).combine_chunks()
+    if not gone.items:
+        return theirs
+    mask, at = theirs.to_numpy(zero_copy_only=False).copy(), 0
+    for chunk in plan.units["inputs"].chunks:
+        items = pc.list_flatten(chunk).field("item_id")
+        units = pc.list_parent_indices(chunk).filter(pc.is_in(items, pa.array(sorted(gone.items), pa.string())))
+        mask[at + units.to_numpy()] = True
+        at += len(chunk)
+    return pa.array(mask)
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

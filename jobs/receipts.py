@@ -25,8 +25,10 @@ READERS = 16
 CHUNK = 32
 """Receipts that a thread reads in one go: a task of its own for each took longer than reading it from a disk."""
 _SHA256 = re.compile("[0-9a-f]{64}")
-OUTCOMES = ("died", "returned")
+OUTCOMES = ("died", "hung", "returned")
 """How an attempt without a receipt ends."""
+LOST = ("worker_died", "worker_hung")
+"""Codes of units that no worker came back from."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Receipt:
     """Files of maps: path in the lake, bytes, sha256."""
     scored: int = 0
     failed: int = 0
+    codes: Mapping[str, int] | None = None
+    """Units that failed at scoring by code: without those that the plan had refused."""
     seconds: Mapping[str, float] | None = None
     """Time of the stages: read, compute, write; what passed from the first to the last of the shard; and of that, on a GPU
     that was watched (gpu_watched), for how long it computed (gpu), for all that shared it."""
@@ -108,8 +112,10 @@ def _checked(receipt: Receipt) -> Receipt:
         _hold(number, int, number >= 0)
     for stage, seconds in (receipt.seconds or {}).items():
         _hold(stage, str, type(seconds) in (int, float) and math.isfinite(seconds))
-    for child, units in (receipt.children or {}).items():
-        _hold(child, str, units and all(type(unit) is int and unit >= 0 for unit in units))
+    for code, units in (receipt.codes or {}).items():
+        _hold(code, str, type(units) is int and units >= 0)
+    for child, listed in (receipt.children or {}).items():
+        _hold(child, str, listed and all(type(unit) is int and unit >= 0 for unit in listed))
     return receipt
 
 
@@ -195,7 +201,7 @@ def mark_attempt(lake: Lake, run_id: str, shard: str, *, in_process: bool, sessi
 
 
 def close_attempt(lake: Lake, run_id: str, shard: str, number: int, outcome: str) -> None:
-    """Say how an attempt without a receipt ended: `died` counts against the shard, `returned` does not."""
+    """Say how an attempt without a receipt ended: `died` and `hung` count against the shard, `returned` does not."""
     lake.store.put_if_absent(f"{_folder(lake, run_id)}/{shard}.{number}.{outcome}", b"")
 
 
@@ -215,9 +221,20 @@ def deaths(lake: Lake, run_id: str, session: str, is_done: Callable[[str], bool]
         if outcome_of == "returned":
             continue
         note = json.loads(lake.store.get(f"{_folder(lake, run_id)}/{shard}.{number}"))
-        if outcome_of == "died" or (note["in_process"] and note["session"] != session):
+        if outcome_of in ("died", "hung") or (note["in_process"] and note["session"] != session):
             counted[shard] = counted.get(shard, 0) + note["alone"]
     return counted
+
+
+def has_hung(lake: Lake, run_id: str, shard: str) -> bool:
+    """Whether a worker was ended because it did not get on with a shard."""
+    for number in count(1):
+        path = f"{_folder(lake, run_id)}/{shard}.{number}"
+        if lake.store.size(path) is None:
+            return False
+        if lake.store.size(f"{path}.hung") is not None:
+            return True
+    return False
 
 
 def open_attempts(lake: Lake, run_id: str, shard: str, session: str) -> list[int]:

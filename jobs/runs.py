@@ -48,6 +48,16 @@ def write_record(lake: Lake, run_id: str, record: dict[str, Any]) -> None:
     lake.store.put_if_absent(f"{lake.run(run_id)}/run.json", json.dumps(record, indent=1).encode())
 
 
+def stop(lake: Lake, run_id: str, why: dict[str, Any]) -> None:
+    """Say that too much of a run failed. It has not ended: what it has done stays."""
+    lake.store.put(f"{lake.run(run_id)}/stopped.json", json.dumps(why, indent=1).encode())
+
+
+def is_stopped(lake: Lake, run_id: str) -> bool:
+    """Whether a run was stopped since too much of it failed."""
+    return lake.store.size(f"{lake.run(run_id)}/stopped.json") is not None
+
+
 def write_estimate(lake: Lake, run_id: str, estimate: dict[str, Any]) -> None:
     """Keep what a run of this plan is thought to take; the last word stands."""
     lake.store.put(f"{lake.run(run_id)}/estimate.json", json.dumps(estimate, indent=1).encode())

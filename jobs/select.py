@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..lake import delta
+from ..lake import delta, suppressed
 from ..lake.database import ROWS, Spool
 from ..lake.errors import EnvironmentFailure, SpecError
 from ..lake.items import open_items
 from ..lake.layout import Lake
+from ..lake.remote import reason
 from .spec import Selection
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def select(
             with _condition(selection):
                 database.execute(f"create temp table partner_{number} as {_PARTNERS.format(_matching(selection))}")
     database.register("named", pa.table({"item_id": pa.array(sorted(set(only)), pa.string())}))
-    database.register("withdrawn", pa.table({"subject_id": pa.array(sorted(suppressed(lake)), pa.string())}))
+    gone = suppressed.read(lake)
+    database.register("withdrawn", pa.table({"subject_id": pa.array(sorted(gone.subjects), pa.string())}))
+    database.register("withdrawn_items", pa.table({"item_id": pa.array(sorted(gone.items), pa.string())}))
     query = _query(list(inputs), selections[0], only=bool(only))
     fields = [pa.field(name, pa.string()) for name in ("item_id", "subject_id", "input_digest", *_others(selections))]
     skipped: Counter[str] = Counter()
@@ -80,11 +83,6 @@ def select(
         selected = Selected(wanted.table(), left.table(), +skipped)
     _check_only(selected.wanted, only)
     return selected
-
-
-def suppressed(lake: Lake) -> set[str]:
-    """Subject ids whose consent was withdrawn."""
-    return {path.rsplit("/", 1)[1] for path, _ in lake.store.list("suppressed")}
 
 
 def pair(left: str, right: str) -> str:
@@ -126,6 +124,7 @@ _PARTNERS = """
 
 def _query(roles: Sequence[str], first: Selection, *, only: bool) -> str:
     others = range(1, len(roles))
+    items = ["item_id", *(f"item_{n}" for n in others)]
     digests = {role: f"i{number}.content_digest" for number, role in enumerate(roles)}
     joins = "".join(
         f" left join partner_{n} i{n} on i0.subject_id = i{n}.subject_id and i0.session_id is not distinct from i{n}.session_id"
@@ -138,7 +137,9 @@ def _query(roles: Sequence[str], first: Selection, *, only: bool) -> str:
               {" and ".join(["true", *(f"i{n}.item_id is not null" for n in others)])} as paired
             from ({_matching(first)}) i0{joins})
         select *, {"item_id in (select item_id from named)" if only else "true"} as meant,
-          coalesce(subject_id in (select subject_id from withdrawn), false) as withdrawn,
+          coalesce(subject_id in (select subject_id from withdrawn), false)
+            or {" or ".join(f"coalesce({item} in (select item_id from withdrawn_items), false)" for item in items)}
+            as withdrawn,
           {pair("item_id", "input_digest")} in (
             select {pair("item_id", "input_digest")} from own
             where model_digest = $model and spec_digest = $spec and status = 'scored') as scored
@@ -172,6 +173,8 @@ class _condition:  # noqa: N801 - used like a function
         if not isinstance(error, duckdb.Error | pa.ArrowException | OSError):
             return
         first = str(error).strip().splitlines()[0]
+        if isinstance(error, OSError) or delta.from_storage(error):
+            raise EnvironmentFailure(f"items of {self.selection.dataset} cannot be read: {reason(error)}") from error
         if self.selection.where is None:
             raise EnvironmentFailure(f"items of {self.selection.dataset} cannot be read: {first}") from None
         raise SpecError(f"where: {self.selection.where!r} is not a condition over items: {first}") from None

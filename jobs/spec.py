@@ -40,6 +40,18 @@ class Resources(_Strict):
     """Windows in one batch; by default what the model package says."""
     memory_gb: float = Field(default=2.0, gt=0)
     """Bound of what one worker reads ahead and holds in unfinished units, in GB; one unit may always enter."""
+    worker_memory_gb: float | None = Field(default=None, gt=0)
+    """What the process of a worker may take in all, in GB; what would be more is out of memory for its batch, and no reason
+    for the system to kill a worker. By default, for workers on Ray that compute on a CPU, their share of 90 % of the
+    machine's memory, and at least 4 GB; else no bound."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a worker that does not get on (reads, computes and writes nothing) is ended and its shard is
+    done again; by default 20 times what a shard of that cost takes in this run, at least 300 and at most 1800; in one
+    process, 1800."""
+    max_failed: float = Field(default=0.5, ge=0, le=1)
+    """Share of the units tried that may fail; where more do, the run stops and publishes nothing."""
+    max_failed_after: int = Field(default=50, ge=1)
+    """Units that must have been tried before that share counts."""
     attempts: int = Field(default=3, ge=1)
     """How often a shard may die before it is split, and an item alone before it is quarantined."""
     price_per_hour: float | None = Field(default=None, ge=0)

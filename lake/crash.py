@@ -2,13 +2,16 @@
 
 import os
 import signal
+from itertools import count
 from pathlib import Path
 
 _ARMED = os.environ.get("DIASTOLE_CRASH", "")
-"""`NAME` kills at each pass; `NAME:FILE` kills once, at the first pass at which FILE can be created.
+"""`NAME` kills at each pass; `NAME:FILE` kills once, at the first pass at which FILE can be created; `NAME#3` kills at the
+third pass of this process.
 
 `pause@NAME` and `pause@NAME:FILE` stop the process with SIGSTOP instead, until it gets SIGCONT.
 """
+_PASSES = count(1)
 
 
 def point(name: str) -> None:
@@ -16,7 +19,8 @@ def point(name: str) -> None:
     if not _ARMED:
         return
     armed, _, flag = _ARMED.removeprefix("pause@").partition(":")
-    if armed != name:
+    armed, _, which = armed.partition("#")
+    if armed != name or (which and next(_PASSES) != int(which)):
         return
     if flag:
         try:

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from . import delta
 from .errors import ModelError
-from .ids import sha256_bytes
 from .layout import Lake
 
 PATH = "integrity"
@@ -41,6 +40,11 @@ def renew(lake: Lake, files: Iterable[FileRecord], written_by: str) -> None:
     """Put files in place of what is recorded of their paths: damaged ones that were written anew, with other bytes."""
     rows = [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "written_by": written_by} for f in files]
     delta.upsert(lake, PATH, pa.Table.from_pylist(rows, SCHEMA), "path")
+
+
+def forget(lake: Lake, paths: Iterable[str]) -> None:
+    """Take files out of the integrity table that are about to be removed."""
+    delta.remove(lake, PATH, "path", paths)
 
 
 class Recorded:
@@ -76,38 +80,37 @@ def read(lake: Lake) -> pa.Table:
 
 def hashed(lake: Lake, prefix: str) -> list[FileRecord]:
     """The files below a folder, read back from storage and hashed."""
-    return [FileRecord(path, size, sha256_bytes(lake.store.get(path))) for path, size in lake.store.list(prefix)]
+    return [FileRecord(path, size, lake.store.sha256(path)) for path, size in lake.store.list(prefix)]
 
 
 def check(lake: Lake, *, deep: bool) -> list[tuple[str, str]]:
-    """(path, what is wrong) of each recorded file, and of each file of a model, that is missing, of another size or,
-    when deep, of other bytes.
-    """
-    wrong = []
-    for row in read(lake).to_pylist():
-        problem = _problem(lake, row["path"], row["bytes"], row["sha256"] if deep else None)
-        if problem is not None:
-            wrong.append((row["path"], problem))
-    return wrong + [(path, problem) for path, problem in _models(lake, deep=deep) if problem is not None]
+    """(path, what is wrong) of each file of the lake that is missing, of another size or, when deep, of other bytes."""
+    from .scrub import scrub
+
+    return [(finding.path, finding.problem) for finding in scrub(lake, deep=deep).findings]
 
 
 def count(lake: Lake) -> int:
-    """How many files `check` looks at."""
-    return read(lake).num_rows + len(_models(lake, deep=False))
+    """How many files are recorded, and belong to models."""
+    return read(lake).num_rows + len(models(lake, deep=False))
 
 
-def _problem(lake: Lake, path: str, expected: int | None, sha256: str | None) -> str | None:
+CHANGED = "bytes changed since they were written"
+
+
+def problem(lake: Lake, path: str, expected: int | None, sha256: str | None) -> str | None:
+    """What is wrong with a file that should be of so many bytes, and of this sha256; None is not looked at."""
     size = lake.store.size(path)
     if size is None:
         return "missing"
     if expected is not None and size != expected:
         return f"{size} bytes instead of {expected}"
-    if sha256 is not None and sha256_bytes(lake.store.get(path)) != sha256:
-        return "bytes changed since they were written"
+    if sha256 is not None and lake.store.sha256(path) != sha256:
+        return CHANGED
     return None
 
 
-def _models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
+def models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
     """Each file of a model, which its manifest pins, and what is wrong with it."""
     from .models import parse_manifest  # pydantic is slow to import, and only check needs it
 
@@ -125,5 +128,5 @@ def _models(lake: Lake, *, deep: bool) -> list[tuple[str, str | None]]:
             found.append((f"{folder}/model.yaml", None))
             for file in manifest.files.values():
                 path = f"{folder}/{file.path}"
-                found.append((path, _problem(lake, path, None, file.sha256 if deep else None)))
+                found.append((path, problem(lake, path, None, file.sha256 if deep else None)))
     return found

@@ -1,5 +1,6 @@
 """What a dataset holds: one current row per item, and the sources that they came from."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -84,7 +85,9 @@ def open_items(lake: Lake, dataset: str) -> "DeltaTable":
 
 def read_items(lake: Lake, dataset: str, columns: list[str] | None = None) -> pa.Table:
     """Items of a dataset. Raises LakeError where it does not exist."""
-    return delta.dataset(open_items(lake, dataset)).to_table(columns=columns)
+    table = open_items(lake, dataset)
+    with delta.storage(lake.dataset(dataset, "items")):
+        return delta.dataset(table).to_table(columns=columns)
 
 
 def read_sources(lake: Lake, dataset: str) -> pa.Table:
@@ -92,9 +95,11 @@ def read_sources(lake: Lake, dataset: str) -> pa.Table:
     return delta.read(lake, lake.dataset(dataset, "sources"), schema=SOURCES)
 
 
-def write_items(lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None) -> None:
-    """Insert or replace items. `none_in`: a version of their table that has none of them."""
-    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in)
+def write_items(
+    lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None, check: Callable[[], None] = lambda: None
+) -> None:
+    """Insert or replace items. `none_in`: a version of their table that has none of them; `check` as of delta.upsert."""
+    delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in, check=check)
 
 
 def write_sources(lake: Lake, dataset: str, rows: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
     leases/shared/OWNER.json      each run and each ingest, side by side
     leases/exclusive/N.json       one sweep, compaction or withdrawal, while no shared one is held
+    leases/alone.json             the last that had the lake alone: who slept through it sees another than it began with
     runs/RUN_ID/lease/N.json      the one driver of a run
 
 Of numbered ones the newest counts. One that ran out is taken by putting the next number, which only one can; a holder
@@ -26,14 +27,14 @@ LEASE_SECONDS = float(os.environ.get("DIASTOLE_LEASE_SECONDS", "60"))
 """How long a holder may be silent before another may take its lease."""
 LOOK_SECONDS = 0.2
 """Between two looks of one that waits."""
-SHARED, EXCLUSIVE = "leases/shared", "leases/exclusive"
+SHARED, EXCLUSIVE, ALONE = "leases/shared", "leases/exclusive", "leases/alone.json"
 
 
 class Lease:
     """One that is held: a file that a thread renews."""
 
     def __init__(self, lake: Lake, what: str) -> None:
-        self._lake, self.path, self._until = lake, "", 0.0
+        self._lake, self.path, self._until, self._lapsed = lake, "", 0.0, False
         self._note = {"what": what, "host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -41,15 +42,18 @@ class Lease:
     def begin(self, path: str) -> bool:
         """Put its file, and renew it from then on; False where there is one."""
         self.path = path
-        if not self._lake.store.put_if_absent(path, self._words()):
+        until = time.time() + LEASE_SECONDS
+        if not self._lake.store.put_if_absent(path, self.words(until)):
             return False
+        self._until = until
         self._thread.start()
         return True
 
     def check(self) -> None:
         """Raise BusyError where it ran out while this process slept: another may hold it by now."""
         folder, name = self.path.rsplit("/", 1)
-        if time.time() > self._until or name != f"{newest(self._lake, folder)}.json":
+        late = time.time() > self._until or self._lapsed
+        if late or name != f"{newest(self._lake, folder)}.json":
             raise BusyError(f"{self._note['what']} slept for over {LEASE_SECONDS:g} s and lost its lease; run it again")
 
     def end(self) -> None:
@@ -57,16 +61,37 @@ class Lease:
         self._over.set()
         self._thread.join(timeout=LEASE_SECONDS)
 
-    def _words(self) -> bytes:
-        self._until = time.time() + LEASE_SECONDS
-        return json.dumps({**self._note, "until": self._until}).encode()
+    def words(self, until: float) -> bytes:
+        """What stands in its file."""
+        return json.dumps({**self._note, "until": until}).encode()
 
     def _keep(self) -> None:
         while not self._over.wait(LEASE_SECONDS / 3):
+            until = time.time() + LEASE_SECONDS
+            self._lapsed |= time.time() > self._until  # renewed too late, it does not become whole again
             try:
-                self._lake.store.put(self.path, self._words())
+                self._lake.store.put(self.path, self.words(until))
+                self._until = until
             except EnvironmentFailure:
                 continue  # storage may answer again before the lease runs out
+
+
+class Held:
+    """The lake, as who holds it together with others sees it."""
+
+    def __init__(self, lake: Lake, what: str) -> None:
+        self._lake, self._what, self._began = lake, what, _alone(lake)
+
+    def check(self) -> None:
+        """Raise BusyError where this process slept past its lease, and another had the lake alone meanwhile.
+
+        What it looks at only changes then, whatever clocks say. One who writes a table opens it before: then either this
+        sees the other, or the table's fence is raised after it, and the write fails.
+        """
+        if _alone(self._lake) != self._began:
+            raise BusyError(
+                f"{self._what} slept for over {LEASE_SECONDS:g} s, and the lake was rewritten; run it again"
+            )
 
 
 @contextmanager
@@ -87,7 +112,7 @@ def numbered(lake: Lake, folder: str, what: str, busy: str) -> Iterator[Lease]:
 
 
 @contextmanager
-def shared(lake: Lake, what: str, wait: float = 60.0) -> Iterator[None]:
+def shared(lake: Lake, what: str, wait: float = 60.0) -> Iterator[Held]:
     """Keep sweeps, compactions and withdrawals away from the lake while it is entered. Raises BusyError where one of
     them holds it for longer than `wait` seconds.
     """
@@ -99,7 +124,7 @@ def shared(lake: Lake, what: str, wait: float = 60.0) -> Iterator[None]:
         try:
             holder = living(lake, f"{EXCLUSIVE}/{newest(lake, EXCLUSIVE)}.json")
             if holder is None:
-                yield
+                yield Held(lake, what)
                 return
         finally:
             lease.end()
@@ -131,6 +156,7 @@ def exclusive(lake: Lake, what: str, wait: float = 0.0) -> Iterator[Lease]:
             if time.monotonic() > until:
                 raise BusyError(f"{what} must wait for {holder['what']}, {_who(holder)}")
             time.sleep(LOOK_SECONDS)
+        lake.store.put(ALONE, lease.words(0.0))
         yield lease
 
 
@@ -158,6 +184,14 @@ def _sharing(lake: Lake) -> dict[str, Any] | None:
             return holder
         lake.store.delete(path)  # one that only slept puts it again as it wakes
     return None
+
+
+def _alone(lake: Lake) -> bytes | None:
+    """Who had the lake alone last."""
+    try:
+        return lake.store.get(ALONE)
+    except FileNotFoundError:
+        return None
 
 
 def _who(holder: dict[str, Any]) -> str:

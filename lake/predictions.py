@@ -58,6 +58,9 @@ def row_schema(columns: pa.Schema) -> pa.Schema:
     return pa.schema([*COMMON, *ROW, *columns])
 
 
+FAILED = ("item_id", "error_code", "error", "run_id")
+
+
 def table_schema(item_columns: pa.Schema, row_columns: pa.Schema) -> pa.Schema:
     """Schema of the whole table. A column that both levels have has one type."""
     fields = {f.name: f for f in [*COMMON, *ITEM, *ROW, *item_columns]}
@@ -166,7 +169,11 @@ def refresh_current(
             batches = (batch.cast(schema) for batch in connection.sql(_SHOWN).to_arrow_reader(65536))
             delta.overwrite(shown, pa.RecordBatchReader.from_batches(schema, batches), fence)
 
-    delta.retried(f"refresh of {output}", attempt)
+    def attempt_stored() -> None:
+        with delta.storage(lake.current(output)):
+            attempt()
+
+    delta.retried(f"refresh of {output}", attempt_stored)
 
 
 _CHOSEN = """
@@ -186,12 +193,25 @@ _SHOWN = f"""
     select * from predicted semi join chosen using {_KEYS}
     union all by name select * from {_STAYS}
 """  # noqa: S608 - no value of a user's
+_ROWS = "sum(hash(concat_ws('/', item_id, run_id, level)))"
+"""A sum, of one text for each row: hash(a, b) is linear in what it makes of each, and in an exclusive or of them the item row
+and the one detail row of a changed item took away each other's difference.
+"""
 _SAME = f"""
     with next as (select item_id, run_id, level from predicted semi join chosen using {_KEYS}
                   union all select item_id, run_id, level from {_STAYS})
-    select (select (count(*), bit_xor(hash(item_id, run_id, level))) from next)
-         = (select (count(*), bit_xor(hash(item_id, run_id, level))) from shown)
+    select (select (count(*), {_ROWS}) from next) = (select (count(*), {_ROWS}) from shown)
 """  # noqa: S608 - no value of a user's
+
+
+def failed(lake: Lake, output: str) -> pa.Table:
+    """Units of an output whose result, as it is shown now, is a failure: item_id, error_code, error, run_id."""
+    import pyarrow.compute as pc
+
+    if delta.open_table(lake, lake.current(output)) is None:
+        return pa.table({name: pa.array([], pa.string()) for name in FAILED})
+    chosen = (pc.field("level") == "item") & (pc.field("status") == "failed")
+    return read_current(lake, output).to_table(columns=list(FAILED), filter=chosen)
 
 
 def read_current(lake: Lake, output: str) -> Any:

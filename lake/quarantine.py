@@ -55,4 +55,5 @@ def _merge(lake: Lake, rows: pa.Table) -> None:
     properties = CommitProperties(app_transactions=[delta.fence(table)], max_commit_retries=0)
     same = "t.source_key = s.source_key and t.dataset = s.dataset"
     merge = table.merge(rows, same, source_alias="s", target_alias="t", commit_properties=properties)
-    merge.when_matched_update_all().when_not_matched_insert_all().execute()
+    with delta.storage(PATH):
+        merge.when_matched_update_all().when_not_matched_insert_all().execute()

@@ -1,17 +1,22 @@
 """One class for where a lake lies: a folder, or any URL that obstore opens (s3://, gs://, az://, memory://)."""
 
-import io
+import hashlib
 import os
+import stat
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from . import remote
 from .errors import EnvironmentFailure, LakeError
+from .remote import again, open_file, opened, translated
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -23,6 +28,23 @@ SYNCS = 8
 """Files that are made durable, or copied, at a time."""
 REQUESTS = 8
 """Parts of an object that are asked for at a time: one stream of an object store is slow."""
+PIECE = 8 * 2**20
+"""Bytes that are read at a time where a file is only hashed."""
+FOLDERS = 10_000
+"""Folders that are known to be durable, at most."""
+_FOLDERS: set[Path] = set()
+_FOLDERS_LOCK = threading.Lock()
+WRITER = "diastole-writer"
+"""What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
+
+
+class Found(NamedTuple):
+    """A file as a listing shows it."""
+
+    path: str
+    bytes: int
+    modified: float
+    """Seconds since 1970, by the storage's clock."""
 
 
 class Store:
@@ -36,7 +58,9 @@ class Store:
             self.local = Path(root.removeprefix("file://")).expanduser().absolute()
             self.root = str(self.local)
         elif scheme in SCHEMES:
-            self._remote = _opened(root)
+            self._remote = opened(
+                root
+            )  # credentials come from the environment: a lake's URL is shown and sent to workers
             self.root = root.rstrip("/")
         else:
             raise LakeError(f"a lake cannot be at {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
@@ -70,16 +94,33 @@ class Store:
                 return self.path(relative).read_bytes()
             import obstore
 
-            return bytes(obstore.get(self._obstore, _check(relative)).bytes())
+            _check(relative)
+            return again(relative, lambda: bytes(obstore.get(self._obstore, relative).bytes()))
+
+    def sha256(self, relative: str) -> str:
+        """Of all bytes, which are never held together. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
+        with self.reading(relative):
+            if self.local is not None:
+                with self.path(relative).open("rb", buffering=0) as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            import obstore
+
+            _check(relative)
+
+            def hashed() -> str:
+                running = hashlib.sha256()
+                for piece in obstore.get(self._obstore, relative).stream(PIECE):
+                    running.update(memoryview(piece))
+                return running.hexdigest()
+
+            return again(relative, hashed)
 
     def open(self, relative: str) -> Any:
         """A file to read parts of, as a context. Raises FileNotFoundError; EnvironmentFailure where storage fails."""
         with self.reading(relative):
             if self.local is not None:
                 return self.path(relative).open("rb")
-            import obstore
-
-            return io.BufferedReader(_Object(obstore.open_reader(self._obstore, _check(relative))))
+            return open_file(self._obstore, _check(relative))
 
     def fill(self, relative: str, places: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
         """Read parts of one file straight into buffers: each, (bytes,) uint8, from its offset.
@@ -93,9 +134,13 @@ class Store:
                     return np.array([_filled(file, *place) for place in places], bool)
             import obstore
 
+            _check(relative)
+
             def get(place: tuple[int, np.ndarray]) -> bool:
                 offset, into = place
-                part = obstore.get_range(self._obstore, _check(relative), start=offset, length=len(into))
+                part = again(
+                    relative, lambda: obstore.get_range(self._obstore, relative, start=offset, length=len(into))
+                )
                 into[: len(part)] = np.frombuffer(memoryview(part), np.uint8)
                 return len(part) == len(into)
 
@@ -111,7 +156,8 @@ class Store:
                     return path.stat().st_size if path.is_file() else None
                 import obstore
 
-                return int(obstore.head(self._obstore, _check(relative))["size"])
+                _check(relative)
+                return int(again(relative, lambda: obstore.head(self._obstore, relative)["size"]))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -122,7 +168,7 @@ class Store:
         An OSError without a number is no failure of storage, but of a library that found other bytes than it expected.
         """
         try:
-            with _translated(relative):
+            with translated(relative):
                 yield
         except (FileNotFoundError, NotADirectoryError):
             raise
@@ -136,28 +182,25 @@ class Store:
         if self.local is None:
             import obstore
 
-            with _translated(relative):
-                obstore.put(self._obstore, _check(relative), data)
+            _check(relative)
+            again(relative, lambda: obstore.put(self._obstore, relative, data))
             return
         path = self.path(relative)
+        self._make(path.parent, durable=durable)
         part = _write_aside(path, data, durable=durable)
         part.replace(path)
         if durable:
             _sync(path.parent)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
-        """Write whole unless something is there already; False if it was. Atomic between processes and machines."""
-        if self.local is None:
-            import obstore
-            from obstore.exceptions import AlreadyExistsError
+        """Write whole unless something is there already; False if it was. Atomic between processes and machines.
 
-            try:
-                with _translated(relative):
-                    obstore.put(self._obstore, _check(relative), data, mode="create")
-            except AlreadyExistsError:
-                return False
-            return True
+        Where an object store wrote it and its answer was lost, it is known as this call's own.
+        """
+        if self.local is None:
+            return self._create(relative, data)
         path = self.path(relative)
+        self._make(path.parent)
         part = _write_aside(path, data)
         try:
             os.link(part, path)
@@ -168,6 +211,30 @@ class Store:
         _sync(path.parent)
         return True
 
+    def _create(self, relative: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        own, until = uuid.uuid4().hex, time.monotonic() + remote.RETRY_SECONDS
+        _check(relative)
+
+        def create() -> None:
+            obstore.put(self._obstore, relative, data, mode="create", attributes={WRITER: own})
+
+        def writer() -> str | None:
+            return obstore.get(self._obstore, relative, options={"head": True}).attributes.get(WRITER)
+
+        while True:
+            try:
+                again(relative, create)  # a client alone does not try again when its connection ends
+                return True
+            except AlreadyExistsError:
+                with suppress(FileNotFoundError):
+                    return bool(again(relative, writer) == own)
+            if time.monotonic() > until:  # deleted, or of two that came at once neither was kept: again
+                raise EnvironmentFailure(f"the object store says of {relative} that it is there, and is not")
+            time.sleep(0.1)
+
     def link(self, paths: Mapping[str, str]) -> None:
         """Let what is at each source, and never changes, be at its target too: a link where the folder has them, else a copy."""
         if self.local is None:
@@ -176,7 +243,7 @@ class Store:
             return
         folders = dict.fromkeys(self.path(target).parent for target in paths.values())
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make(folder)
         for source, target in paths.items():
             try:
                 os.link(self.path(source), self.path(target))
@@ -190,8 +257,8 @@ class Store:
     def _copy(self, source: str, target: str) -> None:
         import obstore
 
-        with _translated(source):
-            obstore.copy(self._obstore, _check(source), _check(target))
+        _check(source), _check(target)
+        again(source, lambda: obstore.copy(self._obstore, source, target))
 
     def delete(self, relative: str) -> None:
         """Remove one file, if it is there."""
@@ -200,8 +267,8 @@ class Store:
             return
         import obstore
 
-        with _translated(relative):
-            obstore.delete(self._obstore, _check(relative))
+        _check(relative)
+        again(relative, lambda: obstore.delete(self._obstore, relative))
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(relative path, bytes) of all files below a folder, sorted."""
@@ -212,9 +279,36 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
-            found = [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, _check(prefix)) for m in b]
-        yield from sorted(found)
+        _check(prefix)
+
+        def found() -> list[tuple[str, int]]:
+            return [(str(m["path"]), int(m["size"])) for b in obstore.list(self._obstore, prefix) for m in b]
+
+        yield from sorted(again(prefix, found))
+
+    def found(self, prefix: str) -> Iterator[Found]:
+        """All files below a folder, in no order, also those that are being written; links are passed over.
+
+        Raises EnvironmentFailure where any folder cannot be listed: what is not listed is not: not there.
+        """
+        with self.reading(prefix):
+            if self.local is not None:
+                yield from _walked(self.local, self.path(prefix))
+                return
+            import obstore
+
+            for batch in obstore.list(self._obstore, _check(prefix)):
+                yield from (Found(str(m["path"]), int(m["size"]), m["last_modified"].timestamp()) for m in batch)
+
+    def prune(self, prefix: str) -> None:
+        """Remove the folders below a folder that have nothing in them."""
+        if self.local is None:
+            return
+        top = self.path(prefix)
+        for folder, _, _ in os.walk(top, topdown=False):
+            if Path(folder) != top:
+                with suppress(OSError):  # there is something in it
+                    Path(folder).rmdir()
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly below a folder, in no order; of a million, one at a time."""
@@ -224,7 +318,7 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
+        with translated(prefix):
             for found in obstore.list(self._obstore, _check(prefix)):
                 yield from (name for m in found if "/" not in (name := str(m["path"]).removeprefix(f"{prefix}/")))
 
@@ -236,8 +330,8 @@ class Store:
             return
         import obstore
 
-        with _translated(prefix):
-            found = obstore.list_with_delimiter(self._obstore, _check(prefix))["common_prefixes"]
+        _check(prefix)
+        found = again(prefix, lambda: obstore.list_with_delimiter(self._obstore, prefix)["common_prefixes"])
         yield from sorted(PurePosixPath(name).name for name in found)
 
     def sync(self, *prefixes: str) -> None:
@@ -250,9 +344,38 @@ class Store:
         found: dict[Path, None] = {}
         for prefix in prefixes:
             top = self.path(prefix)
+            self._tell(top)
             found |= dict.fromkeys([top.parent, top, *top.rglob("*")])
         with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-sync") as threads:
             list(threads.map(_sync, found))
+
+    def _make(self, folder: Path, *, durable: bool = True) -> None:
+        """Make a folder of the lake, and those above it; what is not `durable` is so only after `sync`."""
+        with _FOLDERS_LOCK:
+            told = folder in _FOLDERS
+        if told and folder.is_dir():
+            return
+        try:
+            gone = [one for one in (folder, *folder.parents) if not one.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot write to {folder}: {error.strerror}") from error
+        with _FOLDERS_LOCK:
+            _FOLDERS.difference_update(gone)
+        if durable:
+            self._tell(folder)
+
+    def _tell(self, folder: Path) -> None:
+        """Make it durable that a folder is there, which is for the one above it to say: once, whoever made it."""
+        for one in (folder, *folder.parents):
+            with _FOLDERS_LOCK:
+                if one in _FOLDERS or one == self.local:
+                    return
+            _sync(one.parent)
+            with _FOLDERS_LOCK:
+                if len(_FOLDERS) >= FOLDERS:
+                    _FOLDERS.clear()
+                _FOLDERS.add(one)
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         """A zarr store rooted at `relative`."""
@@ -260,53 +383,20 @@ class Store:
             from zarr.storage import LocalStore
 
             return LocalStore(self.path(relative), read_only=read_only)
-        from obstore.store import from_url
         from zarr.storage import ObjectStore as ZarrObjectStore
 
-        return ZarrObjectStore(from_url(self.uri(relative)), read_only=read_only)
+        return ZarrObjectStore(opened(self.uri(relative)), read_only=read_only)
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """How deltalake is to try again, and when to give up."""
+        if self.local is not None or self.root.startswith("memory"):
+            return None
+        return remote.delta_options()
 
     @property
     def _obstore(self) -> Any:
         return self._remote
-
-
-class _Object(io.RawIOBase):
-    """An object of a store as Python's own kind of file."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._reader.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        data = bytes(self._reader.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _opened(root: str) -> Any:
-    """An object store. Credentials come from the environment: a lake's URL is written down, shown and sent to workers."""
-    from obstore.exceptions import BaseError
-    from obstore.store import from_url
-
-    scheme, _, rest = root.partition("://")
-    who, at, _ = rest.partition("/")[0].rpartition("@")
-    if set("?#") & set(rest) or (at and (":" in who or not scheme.startswith("abfs"))):
-        raise LakeError("a lake's URL may have no keys and no options in it; set them in the environment")
-    try:
-        return from_url(root)
-    except BaseError:
-        raise LakeError(f"that is no URL of a store at {scheme}://; write it as in s3://bucket/path") from None
 
 
 def _check(relative: str) -> str:
@@ -314,6 +404,23 @@ def _check(relative: str) -> str:
     if not parts or relative.startswith("/") or ".." in parts or "\\" in relative:
         raise LakeError(f"{relative!r} is not a path inside a lake")
     return relative
+
+
+def _walked(root: Path, top: Path) -> Iterator[Found]:
+    def failed(error: OSError) -> NoReturn:
+        raise error
+
+    if not top.is_dir():
+        return
+    for folder, _, names in os.walk(top, onerror=failed):
+        for name in names:
+            path = Path(folder) / name
+            try:
+                info = path.lstat()
+            except FileNotFoundError:  # another removed it just now
+                continue
+            if stat.S_ISREG(info.st_mode):
+                yield Found(path.relative_to(root).as_posix(), info.st_size, info.st_mtime)
 
 
 def _filled(file: Any, offset: int, into: np.ndarray) -> bool:
@@ -329,7 +436,6 @@ def _filled(file: Any, offset: int, into: np.ndarray) -> bool:
 
 
 def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".part-{uuid.uuid4().hex}"
     try:
         with part.open("xb") as file:
@@ -350,20 +456,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class _translated:  # noqa: N801 - used like a function
-    """Object-store errors in our words: not found stays FileNotFoundError, the rest is the environment's."""
-
-    def __init__(self, relative: str) -> None:
-        self.relative = relative
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-        from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-
-        if isinstance(error, NotFoundError):
-            raise FileNotFoundError(self.relative) from error
-        if isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError):
-            raise EnvironmentFailure(f"the object store failed at {self.relative}: {type(error).__name__}") from error

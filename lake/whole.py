@@ -6,8 +6,6 @@ there stays as it is. A run's files never change, so a link is as good as a copy
 
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from . import delta
 from .layout import Lake
 
@@ -25,10 +23,10 @@ _GOES = f"""
 """Item rows that are shown, and are not to be any more."""
 _RUNS = f"""
     with coming as (select chosen.run_id, count(*) as n from chosen anti join shown using {KEYS} group by all),
-         whole as (select run_id, count(*) as n from predicted where level = 'item' group by all)
-    select run_id, coming.n = whole.n from coming join whole using (run_id)
+         whole as (select run_id, count(*) as n, sum(n_rows) as details from predicted where level = 'item' group by all)
+    select run_id, coming.n = whole.n, whole.n, whole.details from coming join whole using (run_id)
 """  # noqa: S608 - no value of a user's
-"""Runs with rows that are to be shown and are not yet, and whether that are all of the run's."""
+"""Runs with rows that are to be shown and are not yet, whether that are all of the run's, and how many it has."""
 
 
 def link_only_run(
@@ -44,7 +42,7 @@ def link_only_run(
     So it is the first time; then no row need be looked at. False where it is not so.
     """
     (source, table), (target, current) = predicted, shown
-    files = [file for file in _files(table) if file["partition"]["key_group"] == group]
+    files = [file for file in delta.files_of(table) if file["partition"]["key_group"] == group]
     own = all(file["path"].rsplit("/", 1)[1].startswith(f"{run_id}-") for file in files)
     if not own or not _same_columns(table, current) or current.file_uris():
         return False
@@ -69,10 +67,16 @@ def link_runs(
         return False
     if connection.sql(f"with stays as (select item_id from {stays}) {_GOES}").fetchall() != [(0,)]:  # noqa: S608 - ours
         return False
-    runs = dict(connection.sql(_RUNS).fetchall())
-    if not all(runs.values()):
+    runs = connection.sql(_RUNS).fetchall()
+    if not all(whole for _, whole, _, _ in runs):
         return False
-    files = [file for file in _files(table) if any(f"/{run}-" in file["path"] for run in runs)]
+    files = [file for file in delta.files_of(table) if any(f"/{run}-" in file["path"] for run, *_ in runs)]
+    held = {
+        level: sum(f["num_records"] or 0 for f in files if f["partition"]["level"] == level)
+        for level in ("item", "row")
+    }
+    if held != {"item": sum(run[2] for run in runs), "row": sum(run[3] or 0 for run in runs)}:
+        return False  # a compaction has put some of their rows into files with others
     _link(lake, source, target, files, current, fence_taken)
     return True
 
@@ -91,9 +95,3 @@ def _link(
         return
     lake.store.link({f"{source}/{file['path']}": f"{target}/{file['path']}" for file in files})
     delta.add_files(current, files, fence_taken)
-
-
-def _files(table: "DeltaTable") -> list[dict[str, Any]]:
-    """Path, size, rows and partition of each of a table's files."""
-    columns = ["path", "size_bytes", "num_records", "partition"]
-    return list(pa.table(table.get_add_actions(flatten=False)).select(columns).to_pylist())

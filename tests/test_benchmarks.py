@@ -137,6 +137,10 @@ def test_memory_that_processes_share_is_counted_once():
     assert len(watch.seen) == 2
 
 
+def test_what_a_library_prints_after_a_peers_answer_is_passed_over():
+    assert run.said_in('note\n{"seconds": 2.5}\n(raylet) something\n') == {"seconds": 2.5}
+
+
 def test_what_takes_too_much_memory_is_ended_with_its_children(monkeypatch):
     monkeypatch.setattr("memory.MOST", (150 << 20) / psutil.virtual_memory().total)
     script = "import os, time; os.fork(); x = b'1' * (100 << 20); time.sleep(60)"

@@ -67,6 +67,7 @@ def test_what_zarr_reads_is_read_without_it(lake, plain, dtype, shape, monkeypat
         assert lost.tolist() == [False] * (last - first)
 
 
+@pytest.mark.fault(26)
 @CODECS
 @pytest.mark.parametrize(
     "entry",
@@ -83,6 +84,7 @@ def test_a_chunk_that_the_index_does_not_have_is_lost_alone(lake, plain, entry):
     assert np.array_equal(np.delete(read, range(4, 8), 0), np.delete(images[4:], range(4, 8), 0))
 
 
+@pytest.mark.fault(25)
 def test_a_chunk_that_zstd_cannot_decode_is_lost_alone(lake):
     images = written(lake, plain=False)
     change(lake, at=3)
@@ -92,6 +94,7 @@ def test_a_chunk_that_zstd_cannot_decode_is_lost_alone(lake):
     assert np.array_equal(read[:12], images[:12])
 
 
+@pytest.mark.fault(24)
 @CODECS
 @pytest.mark.parametrize("left", [0, 1, 60, 2000])
 def test_of_a_shard_that_was_cut_off_everything_is_lost(lake, plain, left):
@@ -115,6 +118,7 @@ def test_a_shard_that_is_cut_off_or_goes_while_it_is_read_is_lost_from_there(lak
     assert open_chunks(lake, ARRAY, ROWS).read(0, 6)[1].all()
 
 
+@pytest.mark.fault(21)
 @CODECS
 def test_storage_that_fails_is_no_lost_chunk(lake, plain, monkeypatch):
     written(lake, plain)

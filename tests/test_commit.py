@@ -79,6 +79,7 @@ def refused(scored, match):
     assert made.table(scored.lake) == []
 
 
+@pytest.mark.fault(28, 29)
 def test_a_part_that_is_gone_or_cut_or_damaged_stops_the_commit_and_the_advice_mends_it(cohort):
     scored = Scored(cohort)
     part, whole = scored.part(), scored.part().read_bytes()
@@ -99,6 +100,7 @@ def test_a_part_that_is_gone_or_cut_or_damaged_stops_the_commit_and_the_advice_m
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     "path",
     [
@@ -115,6 +117,7 @@ def test_a_receipt_that_names_what_is_not_its_own_file_is_refused(cohort, path):
     refused(scored, "names a file outside of its table|gone")
 
 
+@pytest.mark.fault(29)
 def test_a_unit_twice_a_unit_short_and_a_false_count_are_refused(cohort):
     scored = Scored(cohort)
     honest = scored.receipt()
@@ -129,6 +132,7 @@ def test_a_unit_twice_a_unit_short_and_a_false_count_are_refused(cohort):
     assert scored.commit().rows == 40
 
 
+@pytest.mark.fault(29)
 def test_rows_may_come_in_any_order_and_each_must_be_of_a_unit_of_its_shard(cohort):
     scored = Scored(cohort)
     rows, stranger = (pq.ParquetFile(scored.part(number)).read() for number in (0, 1))
@@ -169,6 +173,7 @@ def test_shards_that_leave_a_unit_of_the_plan_out_or_have_it_twice_publish_nothi
         refused(scored, f"see unit {unit};")
 
 
+@pytest.mark.fault(29)
 def test_a_receipt_of_another_run_is_refused(cohort):
     scored = Scored(cohort)
     scored.change("00000", run_id="0" * 32)
@@ -238,10 +243,10 @@ def test_the_second_of_several_waves_goes_on_where_the_first_was_published(cohor
     scored = Scored(cohort)
     whole = commits._commit_wave
 
-    def interrupted(lake, plan, number, parts, schema):
+    def interrupted(lake, plan, number, *rest):
         if number == 2:
             raise KeyboardInterrupt
-        return whole(lake, plan, number, parts, schema)
+        return whole(lake, plan, number, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(commits, "_commit_wave", interrupted)
@@ -256,6 +261,7 @@ def test_the_second_of_several_waves_goes_on_where_the_first_was_published(cohor
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(14)
 def test_a_run_that_was_killed_after_its_commit_and_whose_answer_was_lost_is_known_as_published(cohort, monkeypatch):
     from deltalake import DeltaTable
     from deltalake.exceptions import CommitFailedError
@@ -365,6 +371,7 @@ def test_a_merged_file_is_closed_when_it_is_large_and_a_large_part_stays_as_it_i
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(27)
 def test_a_merged_file_is_read_with_its_page_checksums(cohort, monkeypatch):
     monkeypatch.setattr(merge, "MANY", ((1, 2**20),))
     scored = Scored(cohort)

@@ -6,8 +6,9 @@ import pytest
 from diastole.cluster.driver import Choice, plan_job
 from diastole.jobs import dispatch, receipts, runs
 from diastole.jobs.dispatch import Dispatcher
-from diastole.jobs.ledger import Ledger
+from diastole.jobs.ledger import RETURNS, Ledger
 from diastole.jobs.receipts import Receipt
+from diastole.lake.errors import EnvironmentFailure
 
 
 @pytest.fixture
@@ -184,3 +185,84 @@ def test_a_suspect_is_never_copied(lake, plan):
         workers.finish(worker, name)
     workers.now += 1000.0
     assert poisoned not in [shard.shard for _, shard in workers.fill() if shard.copy]
+
+
+@pytest.mark.fault(17)
+def test_who_may_hang_is_told_by_the_pace_of_the_run_within_bounds(lake, plan):
+    workers = Workers(lake, plan, "abc")
+    workers.fill()
+    workers.now = dispatch.DEADLINE[1]
+    assert list(workers.dispatcher.overdue()) == []  # nothing has ended: it is not known how long a shard takes
+    workers.now += 1.0
+    assert {deadline for _, deadline in workers.dispatcher.overdue()} == {1800.0}
+    workers = Workers(lake, plan, "abc")
+    workers.fill()
+    workers.until_only_the_first_is_left()
+    workers.now = 300.0
+    assert list(workers.dispatcher.overdue()) == []
+    workers.now = 301.0
+    assert list(workers.dispatcher.overdue()) == [("a", 300.0)]  # others took a second each
+    hand = workers.dispatcher._hands["a"]
+    hand.costs = {name: 50 * cost for name, cost in hand.costs.items()}
+    assert list(workers.dispatcher.overdue()) == []
+    workers.now = 1100.0
+    assert [worker for worker, _ in workers.dispatcher.overdue()] == ["a"]
+
+
+@pytest.mark.fault(17)
+def test_a_shard_that_hung_alone_is_halved_at_once_and_one_that_died_is_not(lake, plan):
+    for outcome, split in (("died", False), ("hung", True)):
+        ledger = Ledger(lake, plan, in_process=False)
+        ledger.limit = 3
+        shard = ledger.take().shard
+        while (given := ledger.take()) is not None:
+            ledger.receive(receipts.put(lake, Receipt(plan.run_id, given.shard, 1, scored=given.units.num_rows)))
+        for _ in range(2):  # beside others, then alone
+            suspect = next((s for s in [shard] if ledger._state(s) == 1), None) or ledger.take(idle=True).shard
+            receipts.mark_attempt(
+                lake,
+                plan.run_id,
+                suspect,
+                in_process=False,
+                session=ledger.session,
+                alone=suspect in ledger._alone,
+            )
+            ledger.died([suspect], outcome=outcome)
+        assert ("-" in ledger.take(idle=True).shard) == split
+        for folder in ("attempts", "receipts"):
+            for path, _ in list(lake.store.list(f"runs/{plan.run_id}/{folder}")):
+                lake.store.delete(path)
+
+
+@pytest.mark.fault(7)
+def test_a_worker_that_is_lost_with_its_node_is_held_against_nothing_and_its_shards_go_back(lake, plan):
+    workers = Workers(lake, plan, "ab")
+    workers.fill()
+    begun, _ = workers.given["a"]
+    waiting = workers.ledger.waiting
+    workers.begin("a", begun)
+    workers.dispatcher.lost("a", "its node was lost")
+    assert workers.ledger.waiting == waiting + 2
+    assert receipts.deaths(lake, plan.run_id, "") == {}
+    workers.join("c")
+    assert not any(shard.alone for _, shard in workers.fill())
+
+
+@pytest.mark.fault(7)
+def test_a_shard_that_is_lost_again_and_again_stops_the_run_and_is_not_quarantined(lake, plan):
+    workers = Workers(lake, plan, "a")
+    workers.fill()
+    begun = next(iter(workers.given["a"]))
+    for _ in range(RETURNS - 1):
+        workers.begin("a", begun)
+        workers.dispatcher.lost("a", "its node was lost")
+        workers.join("a")
+        while begun not in workers.given["a"]:  # it comes again when all that is fresh is done
+            workers.fill()
+            for name in [name for name in workers.given["a"] if name != begun]:
+                workers.begin("a", name)
+                workers.finish("a", name)
+    workers.begin("a", begun)
+    with pytest.raises(EnvironmentFailure, match=f"shard {begun} came back {RETURNS} times: its node was lost"):
+        workers.dispatcher.lost("a", "its node was lost")
+    assert receipts.deaths(lake, plan.run_id, "") == {}

@@ -91,6 +91,7 @@ def test_neighbours_in_a_batch_change_a_result_by_less_than_the_stated_tolerance
         assert np.allclose(together[f"p{number}"], expected, rtol=0, atol=manifest.tolerance)
 
 
+@pytest.mark.fault(39)
 def test_nan_and_exceptions_of_the_network_cost_only_their_item(lake, tmp_path):
     sequences = made.proteins(20)
     sequences[3] = "W" + sequences[3]
@@ -107,12 +108,14 @@ def test_nan_and_exceptions_of_the_network_cost_only_their_item(lake, tmp_path):
     assert "IndexError in code.py, line " in made.by_name(lake)["p7"]["error"]
 
 
+@pytest.mark.fault(16)
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(lake, tmp_path):
     made.add_proteins(lake, tmp_path / "src", made.proteins(11))
     made.residues(lake, options={"most": 2})
     assert made.run(lake).scored == 11
 
 
+@pytest.mark.fault(16)
 def test_an_item_that_does_not_fit_alone_is_out_of_memory(lake, tmp_path, monkeypatch):
     made.add_proteins(lake, tmp_path / "src", made.proteins(5))
     made.residues(lake, options={"most": -1})  # no batch is small enough
@@ -140,6 +143,7 @@ def test_a_bug_of_a_task_on_one_item_costs_only_that_item(lake, tmp_path, monkey
     assert {n: c for n, c in made.codes(lake).items() if c} == {"p4": "task_error"}
 
 
+@pytest.mark.fault(6)
 def test_a_changed_model_file_stops_the_run_before_any_score(lake, tmp_path):
     made.add_proteins(lake, tmp_path / "src", made.proteins(3))
     made.residues(lake)

@@ -1,6 +1,7 @@
 """Processes that die, in this process's place: kill -9 through the real command line, then the same command again."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -8,10 +9,12 @@ import time
 
 import made
 import pytest
+import spots
 
 from diastole.cluster.driver import Choice
-from diastole.lake import delta, items
+from diastole.lake import delta, integrity, items
 from diastole.lake.errors import EnvironmentFailure, LakeError
+from diastole.lake.layout import Lake
 
 POINTS = [
     "after-plan",
@@ -39,6 +42,7 @@ def cohort(lake, tmp_path):
     return lake
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_point_a_run_ends_with_each_unit_once(cohort, tmp_path, point):
     file = made.job_file(tmp_path)
@@ -65,6 +69,7 @@ def test_what_has_a_receipt_is_not_computed_again(cohort, tmp_path):
     assert sorted(cohort.store.local.glob("runs/*/attempts/*")) == attempts
 
 
+@pytest.mark.fault(5)
 def test_an_item_that_kills_its_process_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(8)
     sequences[5] = "M" + sequences[5]
@@ -115,6 +120,7 @@ def test_readers_during_a_run_see_the_old_or_the_new(cohort, tmp_path):
     assert 0 in seen
 
 
+@pytest.mark.fault(23, 24, 25)
 @pytest.mark.parametrize("how", ["missing", "empty", "flipped"])
 def test_a_damaged_recording_fails_alone(lake, tmp_path, how):
     """Faults 23 to 26: never scored on fill values."""
@@ -142,6 +148,7 @@ def test_a_damaged_recording_fails_alone(lake, tmp_path, how):
     assert np.array_equal(arrays.read_whole(lake, whole.path, whole.content_digest)[0], made_of[1])
 
 
+@pytest.mark.fault(20)
 def test_a_full_disk_is_an_error_of_the_environment_and_leaves_nothing_that_counts(cohort, monkeypatch):
     """Files may only grow to 8 kB, which a part exceeds, as on a full disk."""
     monkeypatch.setattr("diastole.jobs.ledger.PAUSE", 0.0)
@@ -158,6 +165,7 @@ def test_a_full_disk_is_an_error_of_the_environment_and_leaves_nothing_that_coun
     made.assert_each_once(cohort, 240)
 
 
+@pytest.mark.fault(30, 31)
 def test_an_ingest_between_plan_and_commit_does_not_disturb_the_run(cohort, tmp_path):
     made.cli(cohort, "run", made.job_file(tmp_path), DIASTOLE_CRASH="after-plan")
     made.add_proteins(cohort, tmp_path / "src", made.proteins(3, seed=4), prefix="q")
@@ -174,3 +182,76 @@ def wait_for(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end, "it did not come to that point"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A file system of its own of two megabytes, and how to make it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=4k", "tmpfs", str(disk)]
+    said = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if said.returncode:
+        pytest.skip(f"this user may not mount a tmpfs: {said.stderr.strip()}; RLIMIT_FSIZE stands for it above")
+    monkeypatch.setenv("DIASTOLE_KEYS", str(tmp_path / "keys"))
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(20)
+def test_on_a_disk_that_is_full_a_run_stops_with_the_reason_and_goes_on_when_there_is_room(small_disk, tmp_path):
+    disk, grow = small_disk
+    lake = Lake.create(str(disk / "lake"))
+    made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=40, high=80))
+    made.residues(lake, batch=2**16)
+    stat = os.statvfs(disk)
+    (disk / "other").write_bytes(bytes(max(stat.f_bavail * stat.f_frsize - 100_000, 0)))
+    file = made.job_file(tmp_path)
+    full = made.cli(lake, "run", file)
+    assert full.returncode == 3, full.stderr
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert made.table(lake) == []
+    assert not list(lake.store.local.rglob(".part-*"))
+    grow()
+    assert made.run(lake).failed == 0
+    made.assert_each_once(lake, 240)
+    assert integrity.check(lake, deep=True) == []
+
+
+@pytest.mark.fault(23, 24, 25)
+@pytest.mark.parametrize("how", ["missing", "empty", "flipped"])
+def test_sequences_of_a_damaged_pack_fail_alone_and_are_scored_once_it_is_healed(lake, tmp_path, how):
+    for prefix in "pq":
+        made.add_proteins(lake, tmp_path / "src", made.proteins(5, seed=ord(prefix)), prefix=prefix)
+    made.residues(lake)
+    hurt = next(item["array"] for item in items.read_items(lake, "d").to_pylist() if item["name"] == "p0")
+    data = bytearray(lake.store.get(hurt))
+    data[len(data) // 3] ^= 1
+    lake.store.delete(hurt)
+    if how != "missing":
+        lake.store.put(hurt, b"" if how == "empty" else bytes(data))
+    assert made.run(lake).failed == 5
+    assert {name: code for name, code in made.codes(lake).items() if code} == {
+        f"p{number}": "pack_unreadable" for number in range(5)
+    }
+    made.ingest(lake, "d", [tmp_path / "src"], made.IngestOptions(public=True, alphabet="protein", verify=True))
+    assert made.run(lake, Choice(retry=True)).scored == 5
+
+
+@pytest.mark.fault(45)
+def test_an_input_that_changes_while_a_run_reads_it_fails_as_changed_and_no_other(lake, tmp_path, monkeypatch):
+    spots.install(tmp_path, monkeypatch)
+    spots.cohort(lake, tmp_path / "src", 3)
+    made.cli(lake, "run", made.job_file(tmp_path), DIASTOLE_CRASH=f"after-plan:{tmp_path / 'flag'}")
+    first, second, third = (item["array"] for item in items.read_items(lake, "d").sort_by("name").to_pylist())
+    for path, _ in list(lake.store.list(second)):  # a whole array, of another content
+        lake.store.put(path, lake.store.get(path.replace(second, third)))
+    spots.volumes(tmp_path / "src", 1, seed=5)  # the source of the first: an ingest makes a new array of it
+    made.ingest(lake, "d", [tmp_path / "src"], made.IngestOptions(public=True))
+    assert lake.store.size(f"{first}/zarr.json")
+    outcome = made.run(lake)  # the run as it was planned, then the first as it is now
+    assert (outcome.resumed, outcome.scored, outcome.failed) == (True, 3, 1)
+    codes = sorted((row["error_code"] or "", row["status"]) for row in made.table(lake))
+    assert codes == [("", "scored")] * 3 + [("digest_mismatch", "failed")]

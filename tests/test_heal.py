@@ -51,6 +51,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(23, 24, 25)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_array_is_written_anew_by_ingest_verify(lake, tmp_path, monkeypatch, volume, damage):
     monkeypatch.setattr(arrays, "SHARD_BYTES", 2 * 64**3)
@@ -145,6 +146,7 @@ def read(lake, stored, path):
     return arrays.read_whole(lake, stored.path, stored.content_digest)
 
 
+@pytest.mark.fault(21)
 def test_files_that_storage_does_not_give_are_the_environments_and_not_the_items(open_lake):
     lake = open_lake
     meta = {"spacing": [1, 1, 1], "affine": [1.0] * 16}

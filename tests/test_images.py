@@ -283,6 +283,7 @@ def test_a_shard_reads_each_chunk_of_a_pack_once(lake, tmp_path, monkeypatch, ei
     assert sorted(read) == list(range(5))
 
 
+@pytest.mark.fault(25)
 def test_a_damaged_chunk_fails_its_images_alone_and_they_are_scored_once_it_is_healed(
     lake, tmp_path, monkeypatch, either_way
 ):
@@ -300,6 +301,7 @@ def test_a_damaged_chunk_fails_its_images_alone_and_they_are_scored_once_it_is_h
     assert (outcome.scored, outcome.failed) == (4, 0)
 
 
+@pytest.mark.fault(23)
 def test_a_lost_pack_fails_its_images_and_no_others(lake, tmp_path, monkeypatch, either_way):
     ingest(lake, "d", [put(tmp_path / "in", "a", stack(5))], PUBLIC)
     ingest(lake, "d", [put(tmp_path / "in", "b", stack(5, seed=1))], PUBLIC)

@@ -57,6 +57,7 @@ def model(lake, **options):
     made.add_model(lake, {"net.pt": weights, "code.py": NET.encode()}, **said)
 
 
+@pytest.mark.fault(39)
 def test_nan_and_exceptions_of_the_network_cost_only_their_image_of_a_block(cohort):
     model(cohort)
     outcome = made.run(cohort)
@@ -67,11 +68,13 @@ def test_nan_and_exceptions_of_the_network_cost_only_their_image_of_a_block(coho
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(16)
 def test_a_block_that_does_not_fit_is_halved_until_it_does(cohort):
     model(cohort, most=3)
     assert made.run(cohort).scored == 38
 
 
+@pytest.mark.fault(16)
 def test_a_size_that_did_not_fit_is_not_tried_again(cohort, monkeypatch):
     model(cohort, most=3)
     tried, forward = [], Networks.forward
@@ -81,6 +84,7 @@ def test_a_size_that_did_not_fit_is_not_tried_again(cohort, monkeypatch):
     assert sum(size > 3 for size in tried) == 2
 
 
+@pytest.mark.fault(16)
 def test_an_image_that_does_not_fit_alone_is_out_of_memory(cohort):
     model(cohort, most=-1)
     assert made.run(cohort).failed == 40

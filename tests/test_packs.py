@@ -117,6 +117,7 @@ def flipped(lake, path, at):
     lake.store.put(path, bytes(data))
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_flipped_bit_fails_the_rows_of_its_chunk_alone(lake, hard):
     images = np.random.default_rng(0).integers(0, 256 if hard else 4, (COUNT, *SHAPE)).astype(np.uint8)
@@ -132,6 +133,7 @@ def test_a_flipped_bit_fails_the_rows_of_its_chunk_alone(lake, hard):
     assert not packs.Pack.open(lake, path).read(0, COUNT, expected(images))[1].any()
 
 
+@pytest.mark.fault(26)
 def test_a_chunk_that_is_missing_in_its_shard_is_never_read_as_zeros(lake):
     images = noise()
     path = stored(lake, images)
@@ -171,6 +173,7 @@ def test_digests_or_meta_that_were_changed_are_found(lake):
     assert packs.Pack.open(lake, path).read(0, COUNT, expected(images))[1].all()
 
 
+@pytest.mark.fault(45)
 def test_a_row_that_holds_another_content_than_was_planned_is_bad_alone(lake):
     images = noise()
     wanted = expected(images)
@@ -178,6 +181,7 @@ def test_a_row_that_holds_another_content_than_was_planned_is_bad_alone(lake):
     assert np.flatnonzero(packs.Pack.open(lake, stored(lake, images)).read(0, COUNT, wanted)[1]).tolist() == [6]
 
 
+@pytest.mark.fault(23)
 def test_a_lost_shard_or_a_row_outside_is_bad_and_a_lost_pack_is_said(lake):
     images = noise()
     path = stored(lake, images)

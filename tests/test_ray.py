@@ -65,6 +65,7 @@ def test_results_are_bit_identical_for_any_number_of_workers(lake, tmp_path, mon
         assert np.allclose(row["probabilities"], given[0][row["item_id"]], rtol=0, atol=1e-5)
 
 
+@pytest.mark.fault(6)
 def test_a_model_that_cannot_be_loaded_stops_the_run_at_once_with_the_reason(cohort, shared_ray):
     published.fetch(cohort, "predictdssp")
     cohort.store.put("models/predictdssp/1.3.1/dssp.pt", b"something else")
@@ -76,6 +77,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_run_at_once_with_the_reason(coh
     assert all_slots_are_free()
 
 
+@pytest.mark.fault(9)
 def test_what_ray_does_not_have_is_an_error_that_names_it(cohort, shared_ray, monkeypatch):
     from diastole.cluster import actors
 
@@ -112,7 +114,9 @@ def all_slots_are_free():
     return True
 
 
+@pytest.mark.fault(1, 2, 3)
 @pytest.mark.parametrize("point", ["mid-shard", pytest.param("after-part", marks=pytest.mark.slow), "after-receipt"])
+@pytest.mark.fault(1, 2, 3)
 def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     made.residues(cohort, batch=2**16)
     flag = tmp_path / "flag"
@@ -126,6 +130,7 @@ def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     assert list(cohort.store.local.glob("runs/*/attempts/*.died")) or point == "after-receipt"
 
 
+@pytest.mark.fault(11)
 def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_the_next(cohort, tmp_path):
     made.residues(cohort, options={"pause": 0.3}, batch=2**16)
     line, env = made.command(cohort, "run", made.job_file(tmp_path, resources={"workers": 2}))
@@ -150,6 +155,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_th
     made.assert_each_once(cohort, 120)
 
 
+@pytest.mark.fault(5)
 def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(40, low=40, high=80)
     sequences[11] = "M" + sequences[11]
@@ -163,6 +169,7 @@ def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     made.assert_each_once(lake, 40)
 
 
+@pytest.mark.fault(47)
 def test_a_run_does_not_wait_for_a_worker_that_has_stopped_and_leaves_none_behind(cohort, tmp_path, short):
     made.residues(cohort, batch=2**16)
     flag = tmp_path / "flag"

@@ -84,3 +84,15 @@ def test_the_current_table_has_the_rows_of_its_item_rows(cohort):
     shown = predictions.read_current(cohort, "o").to_table().to_pylist()
     assert sum(row["n_rows"] for row in shown if row["level"] == "item") == 11
     assert sum(row["level"] == "row" for row in shown) == 11
+
+
+@pytest.mark.parametrize("letters", ["CCC", "CWC", "CWWC", "WCWCW"])
+def test_a_changed_item_is_shown_as_it_is_now_however_many_details_it_had_and_has(cohort, tmp_path, letters):
+    made.run(cohort)
+    made.add_proteins(cohort, tmp_path / "src", ["AAA", "AWAW", "CCCC", letters, "WWWWWWWW"])
+    assert made.run(cohort).scored == 1
+    rows = predictions.read_current(cohort, "o").to_table().to_pylist()
+    shown = {row["item_id"]: row for row in rows if row["level"] == "item"}
+    names = {item["item_id"]: item["name"] for item in made.read_items(cohort, "d").to_pylist()}
+    assert {names[item]: row["length"] for item, row in shown.items()}["p3"] == len(letters)
+    assert sum(row["n_rows"] for row in shown.values()) == sum(row["level"] == "row" for row in rows)

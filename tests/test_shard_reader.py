@@ -41,6 +41,7 @@ def test_what_was_written_is_read(lake, monkeypatch, shape, chunks, shards, dtyp
     assert np.array_equal(found, data)
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("plain", [False, True])
 def test_every_flipped_bit_is_an_error(lake, plain):
     written(lake, (8, 64, 64), (4, 64, 64), (8, 64, 64), "u1", plain)
@@ -52,6 +53,7 @@ def test_every_flipped_bit_is_an_error(lake, plain):
             read_sharded(lake, "a", of)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("length", [0, 3, 20, 35, 36, -1])
 def test_a_shard_that_is_cut_off_is_an_error(lake, length):
     written(lake, (8, 64, 64), (4, 64, 64), (8, 64, 64))
@@ -61,6 +63,7 @@ def test_a_shard_that_is_cut_off_is_an_error(lake, length):
         read_sharded(lake, "a", layout(lake.store.get("a/zarr.json")))
 
 
+@pytest.mark.fault(26)
 def test_a_chunk_that_is_marked_as_missing_is_an_error_not_fill_values(lake):
     import google_crc32c
 
@@ -138,6 +141,7 @@ def test_a_volume_that_another_program_wrote_anew_in_another_layout_is_read(lake
     assert np.array_equal(arrays.read_whole(lake, stored.path, stored.content_digest)[0], data)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("gone", ["0/zarr.json", "0/c/0/0/0"])
 def test_a_file_that_is_gone_fails_the_item(lake, gone):
     stored = arrays.write_volume(lake, "datasets/d/arrays", np.ones((8, 8, 8), np.int16), META)

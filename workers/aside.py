@@ -30,6 +30,9 @@ class Aside(Store):
     def get(self, relative: str) -> bytes:
         return self._at(relative).get(relative)
 
+    def sha256(self, relative: str) -> str:
+        return self._at(relative).sha256(relative)
+
     def open(self, relative: str) -> Any:
         return self._at(relative).open(relative)
 

@@ -24,11 +24,12 @@ from ..lake.errors import ItemError
 from ..lake.layout import Lake
 from .batches import Batcher
 from .blocks import Block, in_packs, read_blocks
-from .faults import blamed
+from .faults import blamed, starved
 from .gpu import Utilisation
 from .lanes import Lanes
 from .models.runtime import Networks
 from .parts import ShardWriter
+from .process import is_capped
 from .queue import ByteQueue, Closed, Outbox, Pulse, nbytes_of
 from .read import Reader
 
@@ -117,6 +118,14 @@ class Engine:
         for stage in stages:
             stage.check()
 
+    def silent(self) -> float:
+        """Seconds since any stage last got on: read, computed or wrote something."""
+        return self._pulse.age()
+
+    def starved(self, error: BaseException) -> bool:
+        """Whether `work` may have ended with an error because there was no memory left: libraries say it in many ways."""
+        return starved(error) or self._lanes.filled
+
     def _read(self, shards: Iterator[Shard], ahead: ByteQueue[Any]) -> None:
         reader, out = Reader(self.lake), Outbox(ahead)
         for shard in shards:
@@ -136,6 +145,10 @@ class Engine:
                     self._open(reader, unit, out)
                 except ItemError as found:
                     error = found  # set by the computing thread, so that batches do not depend on when
+                except MemoryError:
+                    if not shard.alone or len(rows) > 1:
+                        raise  # it may be what others have taken that is missing here
+                    error = ItemError("out_of_memory", "it cannot be read into the memory, even alone")
                 out.put(("whole", (unit, error)))
             out.put(("end", time.perf_counter() - begun))
             out.flush()
@@ -146,6 +159,11 @@ class Engine:
         for found in read_blocks(self.lake, units, self.plan.batch):
             if isinstance(found, Block):
                 out.put(("block", found), found.nbytes)
+            elif is_capped():
+                with self._lanes.still():
+                    again = list(read_blocks(self.lake, found[0], self.plan.batch))
+                for one in again:
+                    out.put(("block", one), one.nbytes) if isinstance(one, Block) else out.put(("lost", one))
             else:
                 out.put(("lost", found))
 
@@ -153,7 +171,7 @@ class Engine:
         """Read a unit and send its windows, one by one, as they are prepared."""
         if unit.row["refused_code"]:
             raise ItemError(unit.row["refused_code"], unit.row["refused"])
-        unit.data = reader.read(unit.row)
+        unit.data = self._data(reader, unit.row)
         with blamed("task"):
             unit.state = self.task.begin(unit.data)
         windows = self._windows(unit)
@@ -167,6 +185,20 @@ class Engine:
             weight = 0.0
         if weight:
             out.put(("unit", unit), weight)
+
+    def _data(self, reader: Reader, row: dict[str, Any]) -> Unit:
+        """Read a unit. What cannot be read in a process with a bound of its memory is read once more while no batch
+        computes: one that took all of it may be why.
+        """
+        try:
+            return reader.read(row)
+        except ItemError:
+            if not is_capped():
+                raise
+        with self._lanes.still():
+            again = Reader(self.lake)
+            again.ahead([row])
+            return again.read(row)
 
     def _windows(self, unit: OpenUnit) -> list[Window]:
         """The windows of the unit's step; steps without windows are passed over."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from diastole.lake import integrity, leases
+from diastole.lake import integrity, leases, quarantine, suppressed
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import sha256_file
 from diastole.lake.layout import Lake, check_name
@@ -49,6 +49,8 @@ class IngestReport:
     seconds: float = 0.0
     healed: int = 0
     """Items whose stored data were damaged or missing and were written anew; `verify` looks."""
+    withdrawn: int = 0
+    """Sources that were refused with the code `withdrawn`: their subject's consent was. Nothing of them was kept."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class _Read:
     claims: list[rows.Claim] = field(default_factory=list)
     decoded: Decoded | None = None
     """Set where sequences or images are still to be taken from it."""
+    withdrawn: bool = False
+    """Whether it holds what a withdrawn file held."""
 
 
 def ingest(
@@ -79,17 +83,22 @@ def ingest(
     """
     options = options or IngestOptions()
     check_name("dataset", dataset)
-    with leases.shared(lake, f"ingest into {dataset}"):
-        return _ingest(lake, dataset, paths, options, progress)
+    with leases.shared(lake, f"ingest into {dataset}") as held:
+        return _ingest(lake, dataset, paths, options, progress, held)
 
 
 def _ingest(
-    lake: Lake, dataset: str, paths: Sequence[Path | str], options: IngestOptions, progress: Progress | None
+    lake: Lake,
+    dataset: str,
+    paths: Sequence[Path | str],
+    options: IngestOptions,
+    progress: Progress | None,
+    held: leases.Held,
 ) -> IngestReport:
     started = time.monotonic()
     sources, folders = find(paths, options)
     keys = [lake.source_key(str(source.path)) for source in sources]
-    run = _Ingest(lake, dataset, options, frozenset(keys))
+    run = _Ingest(lake, dataset, options, frozenset(keys), held)
     try:
         for folder in folders:
             run.opened_folder(folder)
@@ -104,17 +113,21 @@ def _ingest(
         progress(len(sources), len(sources))
     c = run.ledger.counts
     counts = (len(sources), run.opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
-    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started, c.healed)
+    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started, c.healed, c.withdrawn)
 
 
 class _Ingest:
     """Threads that each read one source in a decoder of their own, and one ledger that takes them in their order."""
 
-    def __init__(self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str]) -> None:
+    def __init__(
+        self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str], held: leases.Held
+    ) -> None:
         self._lake, self._dataset, self._options = lake, dataset, options
         self._said = ReadOptions(Limits(options.max_item_bytes), options.alphabet)
         self._recorded = integrity.Recorded(lake) if options.verify else None
-        self.ledger = Ledger(lake, dataset, found, self._recorded)
+        self._gone = suppressed.read(lake)
+        self._refused: list[str] = []
+        self.ledger = Ledger(lake, dataset, found, self._recorded, held.check)
         self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
@@ -133,8 +146,11 @@ class _Ingest:
 
     def take(self, source: Source, key: str) -> None:
         """Pass over a source that did not change; else read it, when there is room."""
-        row = _source_row(key, source, self._options)
         known = self.ledger.known(key)
+        if self._gone and self._is_withdrawn(source, key):
+            self._refuse(key, known)
+            return
+        row = _source_row(key, source, self._options)
         if known is not None and not self._changed(known, row, source):
             if known["state"] == "ingested":
                 self.ledger.counts.unchanged += len(self.ledger.items_of(key))
@@ -152,6 +168,8 @@ class _Ingest:
         while self.reading:
             self._enter(self.reading.popleft().result())
         self.ledger.settle(last=True)
+        if self._refused:
+            quarantine.mend(self._lake, self._dataset, self._refused)
 
     def close(self) -> None:
         """End all threads and decoders."""
@@ -162,6 +180,23 @@ class _Ingest:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for decoder in self._decoders:
             decoder.close()
+
+    def _is_withdrawn(self, source: Source, key: str) -> bool:
+        """Whether a source is of a withdrawn subject, before it is opened: by who is said to be its subject, by what it is
+        derived from, or, where no subject is said, as its path or its natural key were a withdrawn one's.
+        """
+        parent = rows.derived_from(self._lake, self._dataset, source.said.get("derived_from"))
+        if parent in self._gone.items:
+            return True
+        if source.subject is not None:
+            return self._lake.subject_id(source.subject) in self._gone.subjects
+        return key in self._gone.sources or self._lake.item_id(self._dataset, source.natural_key) in self._gone.items
+
+    def _refuse(self, key: str, known: rows.Row | None) -> None:
+        """Nothing of it is kept, not even that it once could not be read."""
+        self.ledger.counts.withdrawn += 1
+        if known is not None and known["state"] == "quarantined":
+            self._refused.append(key)
 
     def _changed(self, known: rows.Row, row: rows.Row, source: Source) -> bool:
         if self._options.verify:
@@ -179,6 +214,8 @@ class _Ingest:
             if source.refused:
                 raise ItemError("unreadable", source.refused)
             row["source_digest"] = _sha256(source.path)
+            if self._gone.contents and suppressed.content_id(self._lake, row["source_digest"]) in self._gone.contents:
+                return _Read(source, opened, withdrawn=True)
             if known is not None and not self._options.verify and self._same(known, row):
                 opened.keep = True
                 return _Read(source, opened)
@@ -211,6 +248,9 @@ class _Ingest:
     def _enter(self, read: _Read) -> None:
         """Give a source's claims to the ledger."""
         source, opened = read.source, read.open
+        if read.withdrawn:
+            self._refuse(opened.row["source_key"], self.ledger.known(opened.row["source_key"]))
+            return
         if opened.keep:
             self.ledger.counts.unchanged += len(self.ledger.items_of(opened.row["source_key"]))
         for claim in read.claims:

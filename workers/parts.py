@@ -1,6 +1,7 @@
 """The writing stage: results into maps, part files and the receipt that says they are there."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from ..jobs import receipts
 from ..jobs.ledger import Shard
 from ..jobs.parts import write_part
 from ..jobs.plan import Plan
-from ..jobs.receipts import Receipt
+from ..jobs.receipts import LOST, Receipt
 from ..jobs.task import DenseMap, Result, Task
 from ..lake import arrays, crash, predictions
 from ..lake.errors import ItemError
@@ -189,11 +190,19 @@ class ShardWriter:
                 files=tuple(opened.files),
                 scored=scored,
                 failed=tables["item"].num_rows - scored,
+                codes=_failures(tables["item"], opened.shard.units),
                 seconds={**seconds, "write": opened.seconds},
             ),
         )
         crash.point("after-receipt")
         return receipt
+
+
+def _failures(rows: pa.Table, units: pa.Table) -> dict[str, int]:
+    """Item rows that failed by code, without those that the plan had refused."""
+    failed = Counter(rows["error_code"].drop_null().to_pylist())
+    refused = Counter(units["refused_code"].drop_null().to_pylist())
+    return dict(sorted((failed - Counter({c: n for c, n in refused.items() if c not in LOST})).items()))
 
 
 def _columns_of(units: pa.Table) -> dict[str, Any]:

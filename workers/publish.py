@@ -4,7 +4,7 @@ Order: files into `integrity`, then items, then quarantine, then sources. A sour
 `sources`, so a kill anywhere leaves sources that the next ingest reads again, and finds their items there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences
+from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences, suppressed
 from diastole.lake.layout import Lake
 
 from .packs import DamagedPacks, put_images, put_letters
@@ -38,6 +38,8 @@ class Counts:
     unchanged: int = 0
     gone: int = 0
     healed: int = 0
+    withdrawn: int = 0
+    """Sources of withdrawn subjects."""
     quarantined: dict[str, int] = field(default_factory=dict)
 
 
@@ -67,12 +69,15 @@ class Ledger:
         dataset: str,
         found: frozenset[str] = frozenset(),
         recorded: integrity.Recorded | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts = Counts()
         self.found = found
         """Keys of all sources that this ingest has found."""
         self.packs = None if recorded is None else DamagedPacks(lake, recorded)
         """Set where what is stored is verified."""
+        self.check = check
+        """Raises where what was stored may have been swept before a row refers to it."""
         self._lake, self._dataset = lake, dataset
         self._sources = (
             items.read_sources(lake, dataset).select(items.SOURCES.names).cast(items.SOURCES).combine_chunks()
@@ -123,6 +128,7 @@ class Ledger:
         self._bytes, self._done = 0, 0.0
         if not events and not (last and self.packs):
             return
+        events = self._allowed(events)
         batch = _Batch(self, self._lake, self._dataset, [c for _, c in events if c is not None])
         for source, claim in events:
             if claim is None:
@@ -133,6 +139,13 @@ class Ledger:
         self._sources = pa.concat_tables([self._sources, done]).combine_chunks()
         first = self._sources.num_rows - done.num_rows
         self._at.update({key: first + row for row, key in enumerate(done["source_key"].to_pylist())})
+
+    def _allowed(self, events: list[tuple[OpenSource, Claim | None]]) -> list[tuple[OpenSource, Claim | None]]:
+        """Without sources whose subject was withdrawn since this ingest began: one that slept may not bring it back."""
+        gone = suppressed.subjects(self._lake)
+        refused = {id(source) for source, claim in events if claim is not None and claim.row["subject_id"] in gone}
+        self.counts.withdrawn += len(refused)
+        return [(source, claim) for source, claim in events if id(source) not in refused]
 
     def owners(self, item_ids: Iterable[str]) -> dict[str, set[str]]:
         """item_id → keys of the sources that claim it, for those that any does."""
@@ -276,7 +289,8 @@ class _Batch:
         rows = [{**row, "ingested_at": now} for row in [*(c.row for c in self._new.values()), *self._gone.values()]]
         delta.ensure_table(self._lake, self._lake.dataset(self._dataset, "items"), items.ITEMS)  # also where all failed
         none_in = None if self._there or self._gone else self._version
-        items.write_items(self._lake, self._dataset, pa.Table.from_pylist(rows, items.ITEMS), none_in=none_in)
+        new_rows = pa.Table.from_pylist(rows, items.ITEMS)
+        items.write_items(self._lake, self._dataset, new_rows, none_in=none_in, check=self._ledger.check)
         crash.point("ingest-items")
         if self._failures:
             quarantine.record(self._lake, self._dataset, self._failures)
@@ -327,10 +341,11 @@ class _Batch:
         # Not `to_table(filter=…)`: deltalake 1.6.6 gives statistics as string_view after a merge, and pyarrow 26
         # cannot compare those with strings. New data match nothing, so one narrow column mostly answers.
         dataset, wanted = delta.dataset(table), pa.array(values, pa.string())
-        if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
-            return []
-        batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
-        return [row for batch in batches if batch.num_rows for row in batch.to_pylist()]
+        with delta.storage(path):
+            if not pc.any(pc.is_in(dataset.to_table([column])[column], value_set=wanted)).as_py():
+                return []
+            batches = (b.filter(pc.is_in(b[column], value_set=wanted)) for b in dataset.to_batches())
+            return [row for batch in batches if batch.num_rows for row in batch.to_pylist()]
 
 
 def _what(row: Row) -> Row:

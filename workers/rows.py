@@ -200,7 +200,7 @@ def _row(
         "name": f"{given}{suffix}" if given else public if options.public else None,
         "subject_id": lake.subject_id(subject) if subject else None,
         "session_id": keyed(lake.key, "session", subject or "", session) if session else None,
-        "derived_from": _derived_from(lake, dataset, said.get("derived_from")),
+        "derived_from": derived_from(lake, dataset, said.get("derived_from")),
         "acquired_at": acquired_at(said.get("acquired_at")),
         "site": said.get("site"),
         "laterality": said.get("laterality"),
@@ -211,7 +211,7 @@ def _row(
     return row
 
 
-def _derived_from(lake: Lake, dataset: str, said: str | None) -> str | None:
+def derived_from(lake: Lake, dataset: str, said: str | None) -> str | None:
     """The id of the item that a manifest names by its id, or by its natural key in the same dataset."""
     if said is None or re.fullmatch("[0-9a-f]{32}", said):
         return said

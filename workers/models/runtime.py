@@ -31,6 +31,10 @@ Forward = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Failed to allocate memory", "bad_alloc")
+"""What torch and onnxruntime say where memory for a tensor is refused; torch.OutOfMemoryError is of GPUs only."""
+
+
 class OutOfMemory(Exception):  # noqa: N818 - a signal to halve the batch
     """The batch did not fit the device."""
 
@@ -111,8 +115,8 @@ def device_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    except Exception as error:  # onnxruntime's are no RuntimeErrors
+        if any(words in str(error) for words in NO_MEMORY):
             raise OutOfMemory from error
         lost = isinstance(error, getattr(torch, "AcceleratorError", ()))  # since torch 2.8
         if lost or "CUDA error" in str(error):  # the context is lost with it: nothing computes after it in this process
@@ -223,7 +227,7 @@ def _python(
         network = build(**options)
     except ModelError:
         raise
-    except Exception as error:  # any class may come from code that is not ours
+    except (Exception, SystemExit) as error:  # any class may come from code that is not ours
         raise ModelError(
             f"{manifest.ref}: {manifest.network} cannot be built with its network_options: {type(error).__name__}: {error}"
         ) from error
@@ -296,5 +300,5 @@ def _allowed_code(lake: Lake, manifest: Manifest, where: str) -> dict[str, Any]:
         return namespace
     except ModelError:
         raise
-    except Exception as error:  # any class may come from code that is not ours
+    except (Exception, SystemExit) as error:  # any class may come from code that is not ours
         raise ModelError(f"{manifest.ref}: {where} cannot be run: {type(error).__name__}: {error}") from error
