@@ -240,7 +240,7 @@ class _Withdrawal:
                 return not self._gone.items.isdisjoint(rest)
             if room == "datasets":
                 return "/".join(path.split("/")[:4]) not in used
-            return room == "predictions" and self._lake.store.size(path) is None and path not in self._live
+            return room in ("predictions", "current") and self._lake.store.size(path) is None and path not in self._live
 
         paths = {path for path in integrity.read(self._lake)["path"].to_pylist() if gone(path)}
         erase(self._lake, integrity.PATH, _by_id("path", paths), self._ids, self._recorded)
@@ -248,7 +248,8 @@ class _Withdrawal:
     @cached_property
     def _live(self) -> set[str]:
         """Part files of present tables: that one of them is missing must stay known."""
-        paths = [self._lake.predictions(output) for output in _outputs(self._lake)]
+        outputs = _outputs(self._lake)
+        paths = [path(output) for output in outputs for path in (self._lake.predictions, self._lake.current)]
         return {
             f"{p}/{file['path']}" for p in paths if (t := delta.open_table(self._lake, p)) for file in delta.files_of(t)
         }

@@ -19,6 +19,7 @@ from diastole.cluster import cli
 from diastole.cluster.driver import give_up, plan_job
 from diastole.jobs import commit as commits
 from diastole.jobs import runs
+from diastole.jobs.compact import compact
 from diastole.jobs.withdraw import withdraw, would_withdraw
 from diastole.lake import integrity, leases, packs, predictions, sequences, suppressed
 from diastole.lake.errors import BusyError
@@ -183,6 +184,19 @@ def test_an_older_content_that_only_a_pack_remembers_goes_too(cohort, tmp_path):
     assert not {made.proteins(4, seed=s)[n].encode() for s in (1, 101) for n in range(4)} & letters(cohort)
     assert len(letters(cohort)) == 8
     assert {row["item_id"] for row in made.table(cohort)} == set(digests(cohort)["d"])
+
+
+def test_after_a_compaction_a_withdrawal_leaves_no_word_of_files_that_are_gone(cohort, tmp_path):
+    add(cohort, tmp_path / "src", subjects=("01", "02", "03", "04"))
+    made.run(cohort, model="m@1")
+    assert any(done.table.startswith("current/") for done in compact(cohort))
+    add(cohort, tmp_path / "src", subjects=("01", "02", "03", "04", "05"))
+    made.run(cohort, model="m@1")
+    compact(cohort)
+    gone = items_of(cohort, "04")
+    withdraw(cohort, [cohort.subject_id("04")], give_up)
+    assert integrity.check(cohort, deep=True) == []
+    assert_nowhere(cohort, gone)
 
 
 def test_what_was_withdrawn_does_not_come_back_by_any_name(cohort, tmp_path):
