@@ -29,7 +29,7 @@ import time
 import torch
 
 class Net(torch.nn.Module):
-    """A class per residue. It meets its ends on proteins that begin with M (kills), Y (raises) and W (NaN)."""
+    """A class per residue. It meets its ends on proteins that begin with M (kills), Y (raises), W (NaN) and V (∞)."""
 
     def __init__(self, most=0, pause=0.0):
         super().__init__()
@@ -45,7 +45,8 @@ class Net(torch.nn.Module):
             os.kill(os.getpid(), 9)
         if (first == 19).any():
             raise IndexError("it knows no Y")
-        return torch.where((first == 18)[:, None, None], torch.nan, self.fc(x))
+        out = torch.where((first == 18)[:, None, None], torch.nan, self.fc(x))
+        return torch.where((first == 17)[:, None, None], torch.inf, out)
 '''
 
 

@@ -73,6 +73,40 @@ def test_a_commit_publishes_once_however_often_it_is_called(cohort):
     made.assert_each_once(cohort, 40)
 
 
+RACER = """
+import sys, time
+from pathlib import Path
+from diastole.jobs import commit, runs
+from diastole.jobs.ledger import Ledger
+from diastole.lake import predictions
+from diastole.lake.layout import Lake
+from diastole.workers.tasks import make_task
+from diastole.lake.models import load
+
+lake, run, flag = Lake.open(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+plan = runs.read_plan(lake, run)
+task = make_task(load(lake, plan.model), plan.task, plan.options)
+schema, ledger = predictions.table_schema(task.item_columns, task.row_columns), Ledger(lake, plan, in_process=True)
+Path(sys.argv[4]).touch()
+while not flag.exists():
+    time.sleep(0.001)
+print(commit.commit(lake, plan, ledger, schema).already)
+"""
+
+
+@pytest.mark.fault(12, 13)
+def test_of_four_processes_that_commit_a_run_at_the_same_time_one_does_and_the_others_say_already(cohort, tmp_path):
+    scored = Scored(cohort)
+    line = [sys.executable, "-c", RACER, cohort.store.root, scored.plan.run_id, tmp_path / "go"]
+    racers = [subprocess.Popen([*line, tmp_path / f"ready{n}"], stdout=subprocess.PIPE, text=True) for n in range(4)]
+    wait_for(lambda: all((tmp_path / f"ready{n}").exists() for n in range(4)))
+    (tmp_path / "go").touch()
+    said = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
+    assert said == ["False", "True", "True", "True"]
+    made.assert_each_once(cohort, 40)
+    assert len([e for e in delta.open_table(cohort, "predictions/o").history() if e.get("run_id")]) == 1
+
+
 def refused(scored, match):
     with pytest.raises(CommitError, match=match):
         scored.commit()
@@ -186,6 +220,7 @@ def test_a_shard_without_a_receipt_stops_the_commit(cohort):
     refused(scored, "shards are missing")
 
 
+@pytest.mark.fault(48)
 def test_two_plans_over_the_same_units_publish_each_unit_once(cohort, tmp_path):
     early = Scored(cohort, name="early")
     made.add_proteins(cohort, tmp_path / "more", made.proteins(10, seed=9), prefix="q")
@@ -199,6 +234,7 @@ def test_two_plans_over_the_same_units_publish_each_unit_once(cohort, tmp_path):
     made.assert_each_once(cohort, 50)
 
 
+@pytest.mark.fault(48)
 def test_a_plan_whose_units_were_all_published_meanwhile_publishes_nothing(cohort):
     first, second = Scored(cohort, name="first"), Scored(cohort, name="second")
     first.commit()
@@ -207,6 +243,7 @@ def test_a_plan_whose_units_were_all_published_meanwhile_publishes_nothing(cohor
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(49)
 def test_a_subject_withdrawn_while_a_run_holds_it_is_not_in_what_it_publishes(lake, tmp_path):
     for subject in ("01", "02"):
         path = tmp_path / "src" / f"sub-{subject}" / f"{subject}.fasta"
@@ -279,6 +316,7 @@ def test_a_run_that_was_killed_after_its_commit_and_whose_answer_was_lost_is_kno
     made.assert_each_once(cohort, 40)
 
 
+@pytest.mark.fault(46)
 def test_a_driver_paused_past_its_lease_does_not_double_what_another_published(cohort, tmp_path):
     flag = tmp_path / "paused"
     line, env = made.command(cohort, "run", made.job_file(tmp_path), "--json")
@@ -300,6 +338,7 @@ def test_a_driver_paused_past_its_lease_does_not_double_what_another_published(c
     assert len([e for e in delta.open_table(cohort, "predictions/o").history() if e.get("run_id")]) == 1
 
 
+@pytest.mark.fault(12)
 def test_a_second_driver_waits_while_the_first_is_alive(cohort, tmp_path):
     line, env = made.command(cohort, "run", made.job_file(tmp_path), "--json")
     flag = tmp_path / "paused"
@@ -390,6 +429,7 @@ def test_a_merged_file_is_read_with_its_page_checksums(cohort, monkeypatch):
     assert integrity.check(cohort, deep=True) == []
 
 
+@pytest.mark.fault(11)
 def test_killed_between_merge_and_wave_the_next_driver_publishes_the_same_file_once(lake, tmp_path, monkeypatch):
     made.add_proteins(lake, tmp_path / "src", made.proteins(240, low=40, high=80))
     made.residues(lake)

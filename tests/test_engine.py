@@ -96,12 +96,13 @@ def test_nan_and_exceptions_of_the_network_cost_only_their_item(lake, tmp_path):
     sequences = made.proteins(20)
     sequences[3] = "W" + sequences[3]
     sequences[7] = "Y" + sequences[7]
+    sequences[9] = "V" + sequences[9]
     made.add_proteins(lake, tmp_path / "src", sequences)
     made.residues(lake)
     outcome = made.run(lake)
-    assert (outcome.scored, outcome.failed) == (18, 2)
+    assert (outcome.scored, outcome.failed) == (17, 3)
     failed = {name: code for name, code in made.codes(lake).items() if code}
-    assert failed == {"p3": "non_finite_output", "p7": "model_error"}
+    assert failed == {"p3": "non_finite_output", "p7": "model_error", "p9": "non_finite_output"}
     row = made.by_name(lake)["p3"]
     assert row["probabilities"] is None
     assert row["status"] == "failed"
