@@ -262,7 +262,7 @@ def test_a_plan_that_cannot_be_read_stops_a_sweep_before_it_removes_anything(lit
     run = "0" * 32
     lake.store.put(f"runs/{run}/plan.parquet", b"PAR1")
     before = worn.files(lake)
-    with pytest.raises(LakeError, match=f"the plan of run {run[:8]} cannot be read, so nothing is removed"):
+    with pytest.raises(LakeError, match=f"the plan of run {run} is damaged"):
         sweep(lake, 0)
     assert worn.files(lake) == before
 

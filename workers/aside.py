@@ -8,7 +8,7 @@ import numpy as np
 
 from ..lake.errors import EnvironmentFailure
 from ..lake.layout import Lake
-from ..lake.store import Store
+from ..lake.store import Found, Store
 
 WRITTEN = ("runs", "predictions", "current", "maps", "integrity")
 """What a run writes; these lie in the other folder, and are empty at first."""
@@ -58,6 +58,12 @@ class Aside(Store):
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         return self._at(prefix).list(prefix)
+
+    def found(self, prefix: str) -> Iterator[Found]:
+        return self._at(prefix).found(prefix)
+
+    def prune(self, prefix: str) -> None:
+        self._to(prefix).prune(prefix)
 
     def names(self, prefix: str) -> Iterator[str]:
         return self._at(prefix).names(prefix)
