@@ -470,7 +470,7 @@ def test_a_store_cannot_send_us_to_a_metadata_service(tmp_path):
         "AWS_ACCESS_KEY_ID": "AKIAPLANTED",
         "AWS_SECRET_ACCESS_KEY": "planted",
         "AWS_REGION": "r",
-        "AWS_MAX_RETRIES": "1",
+        "DIASTOLE_RETRY_SECONDS": "2",
     }
     done = subprocess.run(
         [sys.executable, "-c", script],

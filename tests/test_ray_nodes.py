@@ -101,6 +101,7 @@ def test_nodes_that_are_lost_or_hang_more_often_than_a_shard_may_fail_are_held_a
     assert made.cli(cohort, "check", "--deep").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9, 10)
 def test_a_ray_without_room_and_one_without_its_head_end_the_run_in_time_and_it_resumes(cohort, file):
     with Nodes(0, DIASTOLE_HEAD_SECONDS="3") as nodes:
