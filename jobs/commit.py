@@ -123,11 +123,12 @@ def _commit_wave(
             custom_metadata={"run_id": plan.run_id, "wave": str(number)},
         )
         try:
-            actions = [_action(plan, part) for part in parts]
+            actions, following = [_action(plan, part) for part in parts], table.version() + 1
             with delta.storage(path):
                 table.create_write_transaction(
                     actions, "append", table.schema(), predictions.PARTITIONS, commit_properties=properties
                 )
+                delta.make_durable(table, following, files=False)
         except CommitFailedError:
             time.sleep(
                 min(2.0, 0.02 * 2**attempt)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,7 @@ from pyarrow import fs
 from .errors import EnvironmentFailure, LakeError
 from .layout import Lake
 from .remote import CONNECT_SECONDS, reason
+from .store import sync
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -79,7 +81,7 @@ def ensure_table(lake: Lake, path: str, schema: pa.Schema, partition_by: list[st
     if table is not None:
         return table
     try:
-        return DeltaTable.create(
+        table = DeltaTable.create(
             lake.store.uri(path),
             storage_options=lake.store.options,
             schema=schema,
@@ -87,6 +89,8 @@ def ensure_table(lake: Lake, path: str, schema: pa.Schema, partition_by: list[st
             partition_by=partition_by,
             configuration={"delta.enableExpiredLogCleanup": "false"},  # the order of commits says what is newest
         )
+        make_durable(table, 0)
+        return table
     except (CommitFailedError, DeltaError, OSError) as error:
         table = open_table(lake, path)
         if table is None:
@@ -123,6 +127,21 @@ def landed(lake: Lake, path: str, version: int, token: str) -> bool:
         return False
 
 
+def make_durable(table: "DeltaTable", version: int, *, files: bool = True) -> None:
+    """Have a commit in a folder survive a loss of power, which deltalake leaves to the system; with the `files` that it
+    added, unless they are durable already. Done before anything is told of the commit, or removed since it.
+    """
+    root = urlsplit(table.table_uri)
+    if root.scheme not in ("", "file"):
+        return  # an object store is durable as it answers
+    folder = Path(unquote(root.path))
+    log = folder / "_delta_log" / f"{version:020}.json"
+    added = [json.loads(line)["add"]["path"] for line in log.read_text().splitlines() if files and line[:6] == '{"add"']
+    paths = [log, *(folder / unquote(path) for path in added)]
+    for path in dict.fromkeys([*paths, *(path.parent for path in paths), folder]):
+        sync(path)
+
+
 def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> None:
     """Append rows to a table, made where there is none. What is appended `once` under a name is not appended again."""
     from deltalake import CommitProperties, Transaction, write_deltalake
@@ -147,6 +166,7 @@ def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> No
         except (DeltaError, EnvironmentFailure):
             if not landed(lake, path, following, token):
                 raise
+        make_durable(table, following)
 
     if rows.num_rows:
         retried(f"append to {path}", attempt)
@@ -172,15 +192,18 @@ def upsert(
     def attempt() -> None:
         table = ensure_table(lake, path, rows.schema)
         properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        following = table.version() + 1
         check()
         with storage(path):
             if table.version() == none_in:
                 write_deltalake(table, rows, mode="append", commit_properties=properties)
+                make_durable(table, following)
                 return
             merge = table.merge(
                 rows, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=properties
             )
             merge.when_matched_update_all().when_not_matched_insert_all().execute()
+            make_durable(table, following)
 
     if rows.num_rows:
         retried(f"update {path}", attempt)
@@ -197,11 +220,14 @@ def remove(lake: Lake, path: str, key: str, values: Iterable[str]) -> None:
         if table is None:
             return
         properties = CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+        following = table.version() + 1
         with storage(path):
             merge = table.merge(
                 rows, f"t.{key} = s.{key}", source_alias="s", target_alias="t", commit_properties=properties
             )
             merge.when_matched_delete().execute()
+            if table.version() == following:  # something was there
+                make_durable(table, following)
 
     if rows.num_rows:
         retried(f"removal from {path}", attempt)
@@ -278,9 +304,10 @@ def add_files(
         for file in files
     ]
     properties = CommitProperties(app_transactions=[fence_taken], max_commit_retries=0)
-    columns = table.metadata().partition_columns
+    columns, following = table.metadata().partition_columns, table.version() + 1
     with storage(table.table_uri):
         table.create_write_transaction(actions, "append", table.schema(), columns, commit_properties=properties)
+        make_durable(table, following, files=False)
 
 
 def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:
@@ -288,7 +315,10 @@ def overwrite(table: "DeltaTable", rows: Any, fence_taken: Any) -> None:
     from deltalake import CommitProperties, write_deltalake
 
     properties = CommitProperties(app_transactions=[fence_taken], max_commit_retries=0)
-    write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+    following = table.version() + 1
+    with storage(table.table_uri):
+        write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+        make_durable(table, following)
 
 
 def dataset(table: "DeltaTable", only: Any = None) -> Any:

@@ -190,7 +190,7 @@ class Store:
         part = _write_aside(path, data, durable=durable)
         part.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         """Write whole unless something is there already; False if it was. Atomic between processes and machines.
@@ -208,7 +208,7 @@ class Store:
             return False
         finally:
             part.unlink()
-        _sync(path.parent)
+        sync(path.parent)
         return True
 
     def _create(self, relative: str, data: bytes) -> bool:
@@ -252,7 +252,7 @@ class Store:
             except OSError:  # not of this file system
                 self.put_if_absent(target, self.get(source))
         for folder in folders:  # once, not after each: a disk takes milliseconds for it
-            _sync(folder)
+            sync(folder)
 
     def _copy(self, source: str, target: str) -> None:
         import obstore
@@ -347,7 +347,7 @@ class Store:
             self._tell(top)
             found |= dict.fromkeys([top.parent, top, *top.rglob("*")])
         with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-sync") as threads:
-            list(threads.map(_sync, found))
+            list(threads.map(sync, found))
 
     def _make(self, folder: Path, *, durable: bool = True) -> None:
         """Make a folder of the lake, and those above it; what is not `durable` is so only after `sync`."""
@@ -371,7 +371,7 @@ class Store:
             with _FOLDERS_LOCK:
                 if one in _FOLDERS or one == self.local:
                     return
-            _sync(one.parent)
+            sync(one.parent)
             with _FOLDERS_LOCK:
                 if len(_FOLDERS) >= FOLDERS:
                     _FOLDERS.clear()
@@ -449,8 +449,8 @@ def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
     return part
 
 
-def _sync(path: Path) -> None:
-    """Of a file or a folder."""
+def sync(path: Path) -> None:
+    """Have a file, or what is in a folder, survive a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 
+import made
 import numpy as np
 import pytest
 
+from diastole.lake import delta
 from diastole.lake import store as _store
 from diastole.lake.errors import EnvironmentFailure, LakeError
 from diastole.lake.layout import Lake, probe_conditional_put
@@ -152,8 +154,8 @@ def test_a_part_of_a_file_can_be_read_and_names_are_those_of_one_folder(tmp_path
 def test_linked_files_are_there_under_both_names_and_again_changes_nothing(tmp_path, root, monkeypatch):
     store = Store(root.format(tmp=tmp_path))
     synced: list[str] = []
-    whole = _store._sync
-    monkeypatch.setattr(_store, "_sync", lambda path: (whole(path), synced.append(path.name)))
+    whole = _store.sync
+    monkeypatch.setattr(_store, "sync", lambda path: (whole(path), synced.append(path.name)))
     paths = {f"a/x/{n}": f"b/{'x' if n % 2 else 'y'}/{n}" for n in range(20)}
     for path in paths:
         store.put(path, path.encode(), durable=False)
@@ -194,9 +196,9 @@ def test_buffers_are_filled_with_parts_of_a_file(tmp_path, where):
 @pytest.mark.fault(20)
 def test_a_new_folder_is_made_durable_in_those_above_it_once(tmp_path, monkeypatch):
     """On a disk that loses power a file that is on it, in a folder that is not, is gone."""
-    store, whole = Store(str(tmp_path)), _store._sync
+    store, whole = Store(str(tmp_path)), _store.sync
     synced: list[str] = []
-    monkeypatch.setattr(_store, "_sync", lambda path: (whole(path), synced.append(str(path.relative_to(tmp_path)))))
+    monkeypatch.setattr(_store, "sync", lambda path: (whole(path), synced.append(str(path.relative_to(tmp_path)))))
     assert store.put_if_absent("a/b/c/one", b"1")
     assert set(synced) >= {".", "a", "a/b", "a/b/c"}
     synced.clear()
@@ -212,3 +214,24 @@ def test_a_new_folder_is_made_durable_in_those_above_it_once(tmp_path, monkeypat
     assert synced == []
     store.sync("x/y/z")
     assert set(synced) >= {".", "x", "x/y", "x/y/z", "x/y/z/four"}
+
+
+@pytest.mark.fault(20)
+def test_what_an_ingest_and_a_run_have_committed_is_durable_before_they_end(lake, tmp_path, monkeypatch):
+    """deltalake leaves it to the system when its log and its files are written down; no power is cut here."""
+    synced = set()
+    whole = delta.sync
+    monkeypatch.setattr(delta, "sync", lambda path: (whole(path), synced.add(path)))
+    monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
+    made.add_proteins(lake, tmp_path / "src", made.proteins(4))
+    made.residues(lake)
+    made.run(lake)
+    made.add_proteins(lake, tmp_path / "src", made.proteins(6, seed=3))
+    made.run(lake)
+    tables = ["datasets/d/items", "datasets/d/sources", "integrity", "predictions/o", "current/o"]
+    for table in map(lake.store.path, tables):
+        logs = set((table / "_delta_log").glob("*.json"))
+        assert len(logs) > 1
+        assert logs | {table / "_delta_log"} <= synced, table
+    for table in map(lake.store.path, tables[:3]):
+        assert {path for path in table.rglob("*.parquet") if "_delta_log" not in path.parts} <= synced, table
