@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from . import disk
 from .errors import EnvironmentFailure, LakeError
 from .layout import Lake
 from .remote import CONNECT_SECONDS, reason
-from .store import sync
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -139,7 +139,7 @@ def make_durable(table: "DeltaTable", version: int, *, files: bool = True) -> No
     added = [json.loads(line)["add"]["path"] for line in log.read_text().splitlines() if files and line[:6] == '{"add"']
     paths = [log, *(folder / unquote(path) for path in added)]
     for path in dict.fromkeys([*paths, *(path.parent for path in paths), folder]):
-        sync(path)
+        disk.sync(path)
 
 
 def append(lake: Lake, path: str, rows: pa.Table, once: str | None = None) -> None:

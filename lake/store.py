@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from . import remote
+from . import disk, remote
 from .errors import EnvironmentFailure, LakeError
 from .remote import again, open_file, opened, translated
 
@@ -30,10 +29,6 @@ REQUESTS = 8
 """Parts of an object that are asked for at a time: one stream of an object store is slow."""
 PIECE = 8 * 2**20
 """Bytes that are read at a time where a file is only hashed."""
-FOLDERS = 10_000
-"""Folders that are known to be durable, at most."""
-_FOLDERS: set[Path] = set()
-_FOLDERS_LOCK = threading.Lock()
 WRITER = "diastole-writer"
 """What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
 
@@ -186,11 +181,11 @@ class Store:
             again(relative, lambda: obstore.put(self._obstore, relative, data))
             return
         path = self.path(relative)
-        self._make(path.parent, durable=durable)
+        disk.make(path.parent, self.local, now=durable)
         part = _write_aside(path, data, durable=durable)
         part.replace(path)
         if durable:
-            sync(path.parent)
+            disk.sync(path.parent)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:
         """Write whole unless something is there already; False if it was. Atomic between processes and machines.
@@ -200,7 +195,7 @@ class Store:
         if self.local is None:
             return self._create(relative, data)
         path = self.path(relative)
-        self._make(path.parent)
+        disk.make(path.parent, self.local)
         part = _write_aside(path, data)
         try:
             os.link(part, path)
@@ -208,7 +203,7 @@ class Store:
             return False
         finally:
             part.unlink()
-        sync(path.parent)
+        disk.sync(path.parent)
         return True
 
     def _create(self, relative: str, data: bytes) -> bool:
@@ -243,7 +238,7 @@ class Store:
             return
         folders = dict.fromkeys(self.path(target).parent for target in paths.values())
         for folder in folders:
-            self._make(folder)
+            disk.make(folder, self.local)
         for source, target in paths.items():
             try:
                 os.link(self.path(source), self.path(target))
@@ -252,7 +247,7 @@ class Store:
             except OSError:  # not of this file system
                 self.put_if_absent(target, self.get(source))
         for folder in folders:  # once, not after each: a disk takes milliseconds for it
-            sync(folder)
+            disk.sync(folder)
 
     def _copy(self, source: str, target: str) -> None:
         import obstore
@@ -344,38 +339,10 @@ class Store:
         found: dict[Path, None] = {}
         for prefix in prefixes:
             top = self.path(prefix)
-            self._tell(top)
+            disk.tell(top, self.local)
             found |= dict.fromkeys([top.parent, top, *top.rglob("*")])
         with ThreadPoolExecutor(SYNCS, thread_name_prefix="diastole-sync") as threads:
-            list(threads.map(sync, found))
-
-    def _make(self, folder: Path, *, durable: bool = True) -> None:
-        """Make a folder of the lake, and those above it; what is not `durable` is so only after `sync`."""
-        with _FOLDERS_LOCK:
-            told = folder in _FOLDERS
-        if told and folder.is_dir():
-            return
-        try:
-            gone = [one for one in (folder, *folder.parents) if not one.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFailure(f"cannot write to {folder}: {error.strerror}") from error
-        with _FOLDERS_LOCK:
-            _FOLDERS.difference_update(gone)
-        if durable:
-            self._tell(folder)
-
-    def _tell(self, folder: Path) -> None:
-        """Make it durable that a folder is there, which is for the one above it to say: once, whoever made it."""
-        for one in (folder, *folder.parents):
-            with _FOLDERS_LOCK:
-                if one in _FOLDERS or one == self.local:
-                    return
-            sync(one.parent)
-            with _FOLDERS_LOCK:
-                if len(_FOLDERS) >= FOLDERS:
-                    _FOLDERS.clear()
-                _FOLDERS.add(one)
+            list(threads.map(disk.sync, found))
 
     def zarr(self, relative: str, *, read_only: bool) -> Any:
         """A zarr store rooted at `relative`."""
@@ -447,12 +414,3 @@ def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
         part.unlink(missing_ok=True)
         raise EnvironmentFailure(f"cannot write to {path.parent}: {error.strerror}") from error
     return part
-
-
-def sync(path: Path) -> None:
-    """Have a file, or what is in a folder, survive a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

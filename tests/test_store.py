@@ -9,8 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from diastole.lake import delta
-from diastole.lake import store as _store
+from diastole.lake import disk
 from diastole.lake.errors import EnvironmentFailure, LakeError
 from diastole.lake.layout import Lake, probe_conditional_put
 from diastole.lake.store import Store
@@ -154,8 +153,8 @@ def test_a_part_of_a_file_can_be_read_and_names_are_those_of_one_folder(tmp_path
 def test_linked_files_are_there_under_both_names_and_again_changes_nothing(tmp_path, root, monkeypatch):
     store = Store(root.format(tmp=tmp_path))
     synced: list[str] = []
-    whole = _store.sync
-    monkeypatch.setattr(_store, "sync", lambda path: (whole(path), synced.append(path.name)))
+    whole = disk.sync
+    monkeypatch.setattr(disk, "sync", lambda path: (whole(path), synced.append(path.name)))
     paths = {f"a/x/{n}": f"b/{'x' if n % 2 else 'y'}/{n}" for n in range(20)}
     for path in paths:
         store.put(path, path.encode(), durable=False)
@@ -196,9 +195,9 @@ def test_buffers_are_filled_with_parts_of_a_file(tmp_path, where):
 @pytest.mark.fault(20)
 def test_a_new_folder_is_made_durable_in_those_above_it_once(tmp_path, monkeypatch):
     """On a disk that loses power a file that is on it, in a folder that is not, is gone."""
-    store, whole = Store(str(tmp_path)), _store.sync
+    store, whole = Store(str(tmp_path)), disk.sync
     synced: list[str] = []
-    monkeypatch.setattr(_store, "sync", lambda path: (whole(path), synced.append(str(path.relative_to(tmp_path)))))
+    monkeypatch.setattr(disk, "sync", lambda path: (whole(path), synced.append(str(path.relative_to(tmp_path)))))
     assert store.put_if_absent("a/b/c/one", b"1")
     assert set(synced) >= {".", "a", "a/b", "a/b/c"}
     synced.clear()
@@ -220,8 +219,8 @@ def test_a_new_folder_is_made_durable_in_those_above_it_once(tmp_path, monkeypat
 def test_what_an_ingest_and_a_run_have_committed_is_durable_before_they_end(lake, tmp_path, monkeypatch):
     """deltalake leaves it to the system when its log and its files are written down; no power is cut here."""
     synced = set()
-    whole = delta.sync
-    monkeypatch.setattr(delta, "sync", lambda path: (whole(path), synced.add(path)))
+    whole = disk.sync
+    monkeypatch.setattr(disk, "sync", lambda path: (whole(path), synced.add(path)))
     monkeypatch.setenv("DIASTOLE_ALLOW_CODE", "")
     made.add_proteins(lake, tmp_path / "src", made.proteins(4))
     made.residues(lake)
