@@ -16,7 +16,7 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_care, cli_models, cli_privacy, recorded
+from . import cli_care, cli_models, cli_privacy, cli_runs, recorded
 from .options import (
     DatasetArgument,
     IgnoreErrors,
@@ -40,12 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_models.models_app, name="models")
-app.command()(cli_models.tune)
-app.command()(cli_privacy.withdraw)
-app.command()(cli_privacy.audit)
-app.command()(cli_care.sweep)
-app.command()(cli_care.compact)
 INTERRUPTED = 130
 """What typer, too, makes of Ctrl-C."""
 
@@ -111,10 +105,6 @@ def _first_line(error: BaseException) -> str:
 def _told(message: str, code: int) -> int:
     print(f"diastole: {message}", file=sys.stderr)
     return code
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    raise SystemExit(_told(message, code))
 
 
 @app.command()
@@ -270,62 +260,6 @@ def run(
     show_outcome(outcome, as_json=as_json)
 
 
-runs_app = typer.Typer(cls=recorded.Recorded, help="Runs of the lake.", invoke_without_command=True)
-app.add_typer(runs_app, name="runs")
-
-
-@runs_app.callback()
-def runs_list(
-    context: typer.Context,
-    lake: Annotated[str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="The lake.", show_default=False)] = "",
-    as_json: Json = False,
-) -> None:
-    """List the runs."""
-    context.obj = lake
-    if context.invoked_subcommand is None:
-        from .show import show_runs
-
-        if not lake:
-            raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
-        show_runs(opened_lake(lake), as_json=as_json)
-
-
-@runs_app.command("abandon")
-def runs_abandon(
-    context: typer.Context,
-    run_id: Annotated[str, typer.Argument(help="The run, or how its id begins.")],
-    lake: Annotated[str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="The lake.", show_default=False)] = "",
-) -> None:
-    """Give up an unfinished run: what it has not published is planned anew."""
-    from ..jobs import runs as all_runs
-    from ..lake import leases
-    from .driver import give_up
-
-    if not (lake or context.obj):
-        raise typer.BadParameter("name the lake: --lake or DIASTOLE_LAKE")
-    opened = opened_lake(lake or context.obj)
-    found = all_runs.resolve(opened, run_id)
-    recorded.noted(run_id=found)
-    record = all_runs.read_record(opened, found)
-    if record is not None:
-        _fail(f"run {found[:8]} has ended already ({record['state']})", 2)
-    with leases.shared(opened, f"giving up run {found[:8]}") as held:
-        state = give_up(opened, all_runs.read_plan(opened, found), held.check)
-    print(f"gave up run {found[:8]}" if state == "abandoned" else f"run {found[:8]} was published already; it is done")
-
-
-@app.command()
-def show(
-    run_id: Annotated[str, typer.Argument(help="The run, or how its id begins.")],
-    lake: LakeOption,
-    as_json: Json = False,
-) -> None:
-    """Show one run: what was scored, skipped and failed, and where the time went."""
-    from .show import show_run
-
-    recorded.noted(run_id=show_run(opened_lake(lake), run_id, as_json=as_json))
-
-
 @app.command()
 def predictions(
     output: Annotated[str, typer.Argument(help="Name of the output.")],
@@ -342,80 +276,17 @@ def predictions(
     recorded.noted(**{"rows" if csv is None else "exported": shown})
 
 
-@app.command()
-def quarantine(
-    lake: LakeOption,
-    source: Annotated[Path | None, typer.Option(help="Say which files of this folder the records mean.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Score again what failed at scoring.")] = False,
-    job: Annotated[
-        Path | None, typer.Option(help="With --retry: by this job file, not by the jobs as they were run.")
-    ] = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Show what could not be ingested or scored, with the reason and how to try again; or try it again."""
-    from .show import show_quarantine, show_retried
-
-    opened = opened_lake(lake)
-    if not retry:
-        recorded.noted(rows=show_quarantine(opened, source, as_json=as_json))
-        return
-    from ..workers.process import prepare
-
-    prepare()
-    from ..jobs.spec import load_job
-    from .bars import RunBar
-    from .driver import Choice
-    from .retry import retry as run_again
-
-    spec = load_job(job) if job else None
-    with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):
-        outcomes = list(run_again(opened, spec, workers, Choice(), bar))
-    recorded.noted(scored=sum(o.scored for o in outcomes), failed=sum(o.failed for o in outcomes))
-    show_retried(opened, outcomes, as_json=as_json)
-
-
-@app.command()
-def check(
-    lake: LakeOption,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare its sha256.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged results out, so that their job's next run scores them again.")
-    ] = False,
-    wait: Annotated[float, typer.Option(help="Seconds that a repair waits for runs and ingests to end.")] = 0.0,
-    as_json: Json = False,
-) -> None:
-    """Hold every file to what was written. Exit code 1 where something is missing or changed, and not repaired."""
-    from ..lake.scrub import scrub
-    from .bars import CheckBar
-    from .show import show_check
-
-    opened = opened_lake(lake)
-    with CheckBar(opened, quiet=as_json) as bar:
-        found = scrub(opened, deep=deep, progress=bar.update)
-    recorded.noted(files=found.files, wrong=len(found.findings))
-    repaired = None
-    if repair and found.findings:
-        from .repair import mend
-
-        repaired = mend(opened, found.findings, wait)
-    show_check(found, repaired, as_json=as_json)
-    if found.findings if repaired is None else repaired.left:
-        raise typer.Exit(1)
-
-
-@app.command()
-def doctor(
-    lake: Annotated[
-        str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="Also check this lake.", show_default=False)
-    ] = "",
-    as_json: Json = False,
-) -> None:
-    """Check this machine, and a lake: versions, devices, storage."""
-    from .doctor import examine
-    from .show import show_checkup
-
-    findings = examine(lake or None)
-    show_checkup(findings, as_json=as_json)
-    if any(not finding["ok"] for finding in findings):
-        raise typer.Exit(1)
+app.add_typer(cli_models.models_app, name="models")
+app.add_typer(cli_runs.runs_app, name="runs")
+for command in (
+    cli_models.tune,
+    cli_runs.show,
+    cli_care.quarantine,
+    cli_care.check,
+    cli_care.sweep,
+    cli_care.compact,
+    cli_privacy.withdraw,
+    cli_privacy.audit,
+    cli_care.doctor,
+):
+    app.command()(command)

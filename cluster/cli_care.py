@@ -1,12 +1,16 @@
-"""The commands that keep a lake in order: sweep and compact."""
+"""The commands that keep a lake in order: quarantine, check, sweep, compact, doctor."""
 
 import re
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..lake.errors import SpecError
-from .options import Json, LakeOption, opened_lake
+from . import recorded
+from .options import Json, LakeOption, Workers, opened_lake
 
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for runs and ingests that hold the lake.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and say what would be done.")]
@@ -71,3 +75,79 @@ def _seconds(text: str) -> float:
     if found is None or (not found[2] and float(found[1])):
         raise SpecError(f"--grace {text!r} is no time; write it as 7d, 12h, 30m, 90s or 0")
     return float(found[1]) * UNITS[found[2] or "s"]
+
+
+def quarantine(
+    lake: LakeOption,
+    source: Annotated[Path | None, typer.Option(help="Say which files of this folder the records mean.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Score again what failed at scoring.")] = False,
+    job: Annotated[
+        Path | None, typer.Option(help="With --retry: by this job file, not by the jobs as they were run.")
+    ] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Show what could not be ingested or scored, with the reason and how to try again; or try it again."""
+    from .show import show_quarantine, show_retried
+
+    opened = opened_lake(lake)
+    if not retry:
+        recorded.noted(rows=show_quarantine(opened, source, as_json=as_json))
+        return
+    from ..workers.process import prepare
+
+    prepare()
+    from ..jobs.spec import load_job
+    from .bars import RunBar
+    from .driver import Choice
+    from .retry import retry as run_again
+
+    spec = load_job(job) if job else None
+    with RunBar(quiet=as_json) as bar, redirect_stdout(sys.stderr):
+        outcomes = list(run_again(opened, spec, workers, Choice(), bar))
+    recorded.noted(scored=sum(o.scored for o in outcomes), failed=sum(o.failed for o in outcomes))
+    show_retried(opened, outcomes, as_json=as_json)
+
+
+def check(
+    lake: LakeOption,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare its sha256.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged results out, so that their job's next run scores them again.")
+    ] = False,
+    wait: Annotated[float, typer.Option(help="Seconds that a repair waits for runs and ingests to end.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Hold every file to what was written. Exit code 1 where something is missing or changed, and not repaired."""
+    from ..lake.scrub import scrub
+    from .bars import CheckBar
+    from .show import show_check
+
+    opened = opened_lake(lake)
+    with CheckBar(opened, quiet=as_json) as bar:
+        found = scrub(opened, deep=deep, progress=bar.update)
+    recorded.noted(files=found.files, wrong=len(found.findings))
+    repaired = None
+    if repair and found.findings:
+        from .repair import mend
+
+        repaired = mend(opened, found.findings, wait)
+    show_check(found, repaired, as_json=as_json)
+    if found.findings if repaired is None else repaired.left:
+        raise typer.Exit(1)
+
+
+def doctor(
+    lake: Annotated[
+        str, typer.Option("--lake", envvar="DIASTOLE_LAKE", help="Also check this lake.", show_default=False)
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check this machine, and a lake: versions, devices, storage."""
+    from .doctor import examine
+    from .show import show_checkup
+
+    findings = examine(lake or None)
+    show_checkup(findings, as_json=as_json)
+    if any(not finding["ok"] for finding in findings):
+        raise typer.Exit(1)
