@@ -16,6 +16,9 @@ from .store import Store
 FORMAT = 1
 """The version of the layout that this code writes, and the newest that it reads."""
 
+NEWEST = 10_000
+"""Above all versions of the layout that there will be."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _LAKE_ID = re.compile("[0-9a-f]{32}")
 
@@ -69,8 +72,8 @@ class Lake:
         try:
             header = from_json(store.get("lake.json"))
             needed, lake_id = int(header["min_reader"]), str(header["lake_id"])
-            if not _LAKE_ID.fullmatch(lake_id):
-                raise ValueError("its id would be a path to another key")
+            if not _LAKE_ID.fullmatch(lake_id) or not 0 < needed < NEWEST:
+                raise ValueError("its id would be a path to another key, or its version is none")
         except (FileNotFoundError, NotADirectoryError):
             raise LakeError(f"there is no lake at {root}; make one with: diastole init {root}") from None
         except (ArithmeticError, ValueError, KeyError, TypeError):
