@@ -1,11 +1,16 @@
 """What happens between two runs, what goes wrong in one, and a reader who looks on all the while."""
 
+import contextlib
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from diastole.lake.errors import DiastoleError
 
 from . import forks, invariant
 from .forks import Planted
@@ -40,7 +45,8 @@ class Watch:
 
     def _look(self, root: str) -> int:
         while os.getppid() == self._parent:
-            print(sorted((*key, rows) for key, rows in invariant.per_run(root).items()), flush=True)
+            with contextlib.suppress(DiastoleError):  # storage that fails shows nothing
+                print(sorted((*key, rows) for key, rows in invariant.per_run(root).items()), flush=True)
             time.sleep(0.05)
         return 0
 
@@ -154,6 +160,8 @@ def disk_full(soak: "Soak") -> None:
     """Files may not grow beyond some bytes."""
     command = soak.chance.choice([*soak.ingests(), *soak.runs()])
     take_in(soak, command)
+    if soak.server is not None:
+        return
     code = forks.start(command, Planted(file_bytes=soak.chance.choice([100, 1000, 3000, 8000]))).wait()
     soak.counts["disk was full" if code else "ended before the fault"] += 1
 
@@ -181,6 +189,46 @@ def other_model_meanwhile(soak: "Soak") -> None:
         soak.world.note_scored_by(command)
     soak.add_model(str(int(soak.world.version) + 1))
     soak.do([*command, "--replan"])
+
+
+def storage_fails(soak: "Soak") -> None:
+    """An object store fails at some of the requests of some commands, or says nothing for a while."""
+    if soak.server is None:
+        return disk_full(soak)
+    soak.server.plan(soak.chance.randint(0, 2**31), soak.chance.choice([0.02, 0.1, 0.3]))
+    try:
+        for command in [*soak.ingests(), *soak.runs()]:
+            code = forks.start(command).wait()
+            if code not in (0, 3):
+                raise RuntimeError(f"{command[0]} on a store that fails ended with {code}")
+            soak.counts["storage failed and the command " + ("stopped" if code else "got through")] += 1
+    finally:
+        soak.server.heal()
+
+
+def worker_dies(soak: "Soak") -> None:
+    """On Ray, a worker is killed, or sleeps for a while."""
+    command = soak.chance.choice(soak.runs())
+    soak.world.add_subject()
+    take_in(soak, command)
+    run = forks.start([*command, "--workers", "2"])
+    workers: list[psutil.Process] = []
+    while run.poll() is None and not workers:
+        time.sleep(0.05)
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(run.pid).children(recursive=True)
+            workers = [child for child in children if "ray::Worker" in " ".join(child.cmdline())]
+    time.sleep(soak.chance.random() * 4)
+    kill = soak.chance.random() < 0.7
+    for worker in workers[:1]:
+        with contextlib.suppress(psutil.Error):
+            worker.send_signal(signal.SIGKILL if kill else signal.SIGSTOP)
+            soak.counts["workers killed" if kill else "workers paused"] += 1
+            if not kill:
+                time.sleep(1.0)
+                worker.send_signal(signal.SIGCONT)
+    if run.wait():
+        raise RuntimeError(f"a run whose worker was lost failed: {run.said()[-1000:]}")
 
 
 def care_beside(soak: "Soak") -> None:
@@ -243,9 +291,11 @@ FAULTS: dict[str, Callable[["Soak"], Any]] = {
     for fault in (
         nothing, killed_at_a_point, killed_at_any_time, paused_past_its_lease, two_plans, two_drivers, disk_full, ingest_beside,
         other_model_meanwhile,
+        storage_fails,
+        worker_dies,
         care_beside,
         care_killed,
         withdrawal_beside,
     )
 }  # fmt: skip
-WEIGHTS = {"killed_at_a_point": 5, "killed_at_any_time": 4, "paused_past_its_lease": 2}
+WEIGHTS = {"killed_at_a_point": 5, "killed_at_any_time": 4, "paused_past_its_lease": 2, "worker_dies": 0.3}

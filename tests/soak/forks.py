@@ -21,7 +21,7 @@ import zarr  # noqa: F401
 
 from diastole.cluster import cli, driver, local  # noqa: F401
 from diastole.jobs import commit  # noqa: F401
-from diastole.lake import crash, leases
+from diastole.lake import crash, delta, leases, remote
 from diastole.workers import engine, ingest, worker  # noqa: F401
 
 PATIENCE = 120.0
@@ -126,6 +126,7 @@ def _fork(work: Callable[[], int], planted: Planted) -> Child:
         os.environ.update(planted.environment)
         crash._ARMED = planted.crash
         leases.LEASE_SECONDS = planted.lease
+        remote.RETRY_SECONDS, remote.SILENT_SECONDS, delta.ATTEMPTS = 4.0, 1.0, 3
         if planted.file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (planted.file_bytes, resource.RLIM_INFINITY))
         code = work()

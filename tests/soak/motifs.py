@@ -1,5 +1,7 @@
 """The task and the networks of the soak: small, and with everything that a result may have."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -68,8 +70,13 @@ class Motifs(Task):
         return Result({"length": len(letters), "score": state["score"]}, rows={"place": places})
 
 
-def enter() -> None:
-    """Make the task known, as an installed package would."""
+def enter(folder: Path) -> None:
+    """Make the task known, here and to workers of Ray, as an installed package would."""
+    about = folder / "site" / "motifs-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: motifs\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[diastole.tasks]\nmotifs = soak.motifs:Motifs\n")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "site"), str(Path(__file__).parents[1])])
     tasks.entry_points = lambda group: [SimpleNamespace(name="motifs", load=lambda: Motifs)]  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,6 @@
 """`make soak N=1000 SEED=…`: run after run with a fault in each, and after each the lake held to what should be there.
 
-    python tests/soak/run.py --runs 1000 --seed 1 [--first 17] [--keep FOLDER]
+    python tests/soak/run.py --runs 1000 --seed 1 [--s3] [--keep FOLDER]
 
 One process's chance decides what happens; where a run fails, the line that repeats it is printed. (What is killed after so many
 milliseconds depends on the machine, too; the lake is kept.)
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import flaky_s3  # noqa: E402
 import made  # noqa: E402
 
 from soak import faults, forks, invariant, motifs, world  # noqa: E402
@@ -30,17 +31,18 @@ from soak import faults, forks, invariant, motifs, world  # noqa: E402
 class Soak:
     """A lake, the world that it should mirror, and what was counted."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, server: flaky_s3.Flaky | None = None) -> None:
+        self.folder, self.seed, self.server = folder, seed, server
         self.chance = random.Random(seed)
         self.world = world.World(folder / "sources", self.chance)
-        self.root = str(folder / "lake")
+        self.root = str(folder / "lake") if server is None else f"s3://{flaky_s3.BUCKET}/{folder.name}"
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         os.environ.update(
             {"DIASTOLE_KEYS": str(folder / "keys"), "DIASTOLE_LAKE": self.root, "DIASTOLE_ALLOW_CODE": ""}
         )
-        motifs.enter()
+        os.environ.update({} if server is None else server.environment)
+        motifs.enter(folder)
 
     def begin(self) -> None:
         """An empty lake, two models, three subjects."""
@@ -146,6 +148,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--fresh", type=int, default=50, help="a new lake after so many")
+    parser.add_argument("--s3", action="store_true", help="the lake in an object store, which fails at times")
     parser.add_argument("--keep", type=Path, default=None, help="a folder that stays")
     arguments = parser.parse_args()
     total: Counter[str] = Counter()
@@ -154,7 +157,8 @@ def main() -> int:
     for first in range(0, arguments.runs, arguments.fresh):
         seed = arguments.seed + first
         folder = Path(tempfile.mkdtemp(prefix="soak-", dir=arguments.keep))
-        soak = Soak(folder, seed)
+        server = flaky_s3.Flaky() if arguments.s3 else None
+        soak = Soak(folder, seed, server)
         wrong, number = [], 0
         try:
             soak.begin()
@@ -164,13 +168,18 @@ def main() -> int:
                     break
         except (RuntimeError, TimeoutError) as error:
             wrong = [str(error)]
+        if server is not None:
+            total.update({f"storage: {kind}": count for kind, count in server.counts().items()})
+            server.stop()
         total += soak.counts
         total["runs"] += number + 1
         total["items"] += len(soak.world.history())
         kinds += soak.faults
         if wrong:
             print(f"run {number} of seed {seed}, {soak.faults}: {wrong}\nits lake: {folder}")
-            print(f"again: python tests/soak/run.py --runs {number + 1} --fresh {number + 1} --seed {seed}")
+            print(
+                f"again: python tests/soak/run.py --runs {number + 1} --fresh {number + 1} --seed {seed}{' --s3' * arguments.s3}"
+            )
             total["failures"] += 1
             break
         shutil.rmtree(folder)
