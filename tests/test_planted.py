@@ -128,7 +128,7 @@ class Follow(threading.Thread):
 @pytest.fixture
 def temporary():
     """A folder with a short name, for Ray's sockets, that is there until the test is over."""
-    folder = Path(tempfile.mkdtemp(prefix="planted-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
 
