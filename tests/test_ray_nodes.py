@@ -75,6 +75,7 @@ def ended_early(lake):
     return sorted(path.name.rsplit(".", 1)[1] for path in lake.store.local.glob("runs/*/attempts/*.*.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7, 47)
 def test_nodes_that_are_lost_or_hang_more_often_than_a_shard_may_fail_are_held_against_no_item(cohort, tmp_path):
     file = made.job_file(tmp_path, resources={"workers": 1, "attempts": 1})
