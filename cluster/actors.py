@@ -2,11 +2,9 @@
 
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any
@@ -17,7 +15,7 @@ from ..jobs.dispatch import Dispatcher
 from ..jobs.ledger import PAUSE, RETURNS, Ledger, Shard
 from ..jobs.plan import Plan
 from ..jobs.receipts import Receipt
-from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError, UserError
+from ..lake.errors import DiastoleError, EnvironmentFailure, ModelError, UserError, kind_and_place
 from ..lake.layout import Lake
 from ..workers.process import share_of_memory
 from . import head
@@ -114,10 +112,7 @@ class Worker:
 
 def said(error: Exception) -> str:
     """What may be said of an error where others can read it: of one that is not ours, no text, which may hold data."""
-    if isinstance(error, DiastoleError):
-        return str(error)
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    return f"{type(error).__name__}" + "".join(f" in {Path(at.filename).name}, line {at.lineno}" for at in last)
+    return str(error) if isinstance(error, DiastoleError) else kind_and_place(error)
 
 
 def gpus_per_worker(plan: Plan) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from ..lake.errors import DiastoleError
 from ..lake.layout import Lake, probe_conditional_put
 
-NEEDED = ("torch", "ray", "zarr", "zarrs", "deltalake", "pyarrow", "duckdb", "onnxruntime", "nibabel", "edfio")
+NEEDED = ("torch", "ray", "zarr", "deltalake", "pyarrow", "duckdb", "onnxruntime", "nibabel", "edfio")
 
 
 def examine(lake_root: str | None) -> list[dict[str, Any]]:

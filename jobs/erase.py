@@ -185,6 +185,7 @@ def _said(lake: Lake, file: str) -> bytes:
 def _begin_log_anew(lake: Lake, path: str, table: "DeltaTable") -> None:
     """A checkpoint says all that is; what came before it goes."""
     table.create_checkpoint()
+    lake.store.sync(f"{path}/{LOG}")  # before what it stands for goes: power may
     crash.point("withdraw-checkpoint")
     for file, _ in list(lake.store.list(f"{path}/{LOG}")):
         number: Any = file.rsplit("/", 1)[1].split(".")[0]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..lake import delta, predictions
 from ..lake.database import database
-from ..lake.errors import LakeError, SpecError
+from ..lake.errors import EnvironmentFailure, LakeError, SpecError
 from ..lake.ids import digest
 from ..lake.layout import Lake
 from ..lake.models import Manifest
@@ -109,14 +109,18 @@ class Plan:
     @classmethod
     def from_file(cls, file: Any, *, units: bool = True) -> "Plan":
         """Read a plan back from a file, or all but its units: then only the file's end is read. Raises ValueError where it
-        is none.
+        is none, EnvironmentFailure where there is too little memory for it.
         """
         try:
             found = pq.ParquetFile(file, page_checksum_verification=True)
             header = {"runtime": {}, **from_json(found.schema_arrow.metadata[b"diastole"])}
             table = found.read().replace_schema_metadata() if units else UNITS.empty_table()
             plan = cls(**header, units=table)
-        except (ArithmeticError, LookupError, MemoryError, TypeError, NotImplementedError, OSError) as error:
+        except MemoryError as error:
+            raise EnvironmentFailure(
+                "a plan does not fit the memory, or is damaged; run on a larger machine"
+            ) from error
+        except (ArithmeticError, LookupError, TypeError, NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # storage failed
             raise ValueError("a plan cannot be read") from error

@@ -87,7 +87,7 @@ def take_out(lake: Lake, output: str, findings: Sequence[Finding]) -> int:
                 stem = f"{file['path'].removesuffix('.parquet')}-repair{without}"
                 added += [write_part(lake, path, stem, left, file["partition"]["level"])] if left.num_rows else []
         if gone:
-            integrity.record(
+            integrity.renew(
                 lake, [integrity.FileRecord(f"{path}/{p.path}", p.bytes, p.sha256) for p in added], WRITTEN_BY
             )
             places = {file["path"].rpartition("/")[0]: file["partition"] for file in files}

@@ -225,7 +225,8 @@ class _Withdrawal:
         erase(lake, lake.dataset(dataset, "items"), _items(self._gone.items, moved), self._ids, self._recorded)
         crash.point("withdraw-items")
         erase(lake, lake.dataset(dataset, "sources"), _of_sources(self._gone), self._ids, self._recorded)
-        used = _arrays(repack.rows_of(lake, dataset)) | self._found.kept
+        # A pack that was to be written anew goes, also where items of others in it are damaged and could not move.
+        used = (_arrays(repack.rows_of(lake, dataset)) - set(self._found.holed[dataset])) | self._found.kept
         self.done.arrays += repack.drop_unused(lake, dataset, used)
         self.done.packs += moved.packs
         self.done.damaged += moved.damaged

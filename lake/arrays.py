@@ -178,11 +178,14 @@ def decoding(lake: Lake, path: str) -> Iterator[None]:
     try:
         with lake.store.reading(path):
             yield
+    except MemoryError as error:
+        raise ItemError(
+            "out_of_memory", "its array does not fit the memory; if it should: diastole check --deep"
+        ) from error
     except (
         ArithmeticError,
         AttributeError,
         LookupError,
-        MemoryError,
         RuntimeError,
         TypeError,
         ValueError,

@@ -11,6 +11,9 @@ DiastoleError
 └── CommitError             what was about to be published is not what was planned
 """
 
+import traceback
+from pathlib import PurePath
+
 
 class DiastoleError(Exception):
     """Base of all errors that diastole raises on purpose."""
@@ -51,3 +54,9 @@ class EnvironmentFailure(DiastoleError):  # noqa: N818 - OSError is EnvironmentE
 
 class CommitError(DiastoleError):
     """What was about to be published is not what was planned; nothing was published."""
+
+
+def kind_and_place(error: BaseException) -> str:
+    """What was raised and where, without its text: that may quote an item's data, and errors are kept and shown."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return type(error).__name__ + "".join(f" in {PurePath(at.filename).name}, line {at.lineno}" for at in last)

@@ -16,7 +16,7 @@ PACK_BYTES = 64 * 2**20
 GROUP_BYTES = 2**20
 """Letters in one row group at about: what is read to get at one sequence."""
 
-BAD = (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError)
+BAD = (OSError, ValueError, LookupError, TypeError, NotImplementedError)
 """What Arrow raises of a damaged file, beside what it is meant to raise (ArrowInvalid is a ValueError)."""
 
 ALPHABETS = ("protein", "dna")
@@ -73,6 +73,8 @@ def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
                 pa.OSFile(str(lake.store.path(path))) if lake.store.local else pa.BufferReader(lake.store.get(path))
             )
             pack = pq.ParquetFile(source, page_checksum_verification=True)
+    except MemoryError as error:
+        raise _too_large() from error
     except BAD as error:
         raise ItemError(
             "pack_unreadable", f"its pack of sequences is missing or damaged; {how_to_heal(path)}"
@@ -88,10 +90,18 @@ def read_rows(lake: Lake, path: str, rows: Sequence[int]) -> dict[int, bytes]:
                     with lake.store.reading(path):
                         column = pack.read_row_group(group, columns=["sequence"])[0]
                     found.update({row: column[row - first].as_py() for row in here})
+                except MemoryError as error:
+                    raise _too_large() from error
                 except BAD:
                     pass  # what is left is Arrow's own: a checksum or an encoding that does not hold
             first += count
     return found
+
+
+def _too_large() -> ItemError:
+    return ItemError(
+        "out_of_memory", "its pack of sequences does not fit the memory; if it should: diastole check --deep"
+    )
 
 
 def verified(expected_digest: str, letters: bytes) -> str:

@@ -1,6 +1,8 @@
 """Damaged or missing data of a dataset, and `ingest --verify`, which makes them whole from their sources."""
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -161,3 +163,46 @@ def test_files_that_storage_does_not_give_are_the_environments_and_not_the_items
     with made.nobody():
         arrays.read_whole(lake, stored.path, stored.content_digest)
         assert sequences.read_rows(lake, pack, [0]) == {0: b"MKV"}
+
+
+READS = """
+import resource, sys
+from diastole.lake import arrays, sequences
+from diastole.lake.errors import ItemError
+from diastole.lake.layout import Lake
+from diastole.workers.process import capped
+
+root, path, digest, pack = sys.argv[1:]
+lake = Lake.open(root)
+reads = (
+    lambda: arrays.read_whole(lake, path, digest)[0].nbytes,
+    lambda: len(sequences.read_rows(lake, pack, [0])[0]),
+)
+with capped(0.1):  # of what is not reserved by libraries already
+    for read in reads:
+        try:
+            print(read())
+        except ItemError as error:
+            print(error.code)
+for read in reads:
+    print(read())
+"""
+
+
+@pytest.mark.fault(15)
+def test_what_does_not_fit_the_memory_is_not_called_damaged(lake):
+    rng = np.random.default_rng(0)
+    meta = {"rate": 100.0, "channels": ["a"], "units": ["uV"], "gain": [1.0], "offset": [0.0]}
+    stored = arrays.write_recording(
+        lake, "datasets/d/arrays", rng.integers(0, 9, (1, 40_000_000)).astype(np.int32), meta
+    )
+    letters = rng.choice(list(b"ACGT"), 60_000_000).astype(np.uint8).tobytes()
+    pack, _ = sequences.write_pack(lake, "datasets/d/sequences", ["0" * 32], [letters])
+    said = subprocess.run(
+        [sys.executable, "-c", READS, lake.store.root, stored.path, stored.content_digest, pack],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert said.stdout.split() == ["out_of_memory", "out_of_memory", "160000000", "60000000"]

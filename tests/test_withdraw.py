@@ -199,6 +199,22 @@ def test_after_a_compaction_a_withdrawal_leaves_no_word_of_files_that_are_gone(c
     assert_nowhere(cohort, gone)
 
 
+def test_a_damaged_pack_goes_with_what_is_withdrawn_and_the_others_in_it_are_healed_from_their_sources(
+    cohort, tmp_path
+):
+    before, gone = digests(cohort), items_of(cohort, "01")
+    [pack] = (cohort.store.local / "datasets/d/sequences").glob("*.parquet")
+    data = bytearray(pack.read_bytes())
+    letters = pq.ParquetFile(pack).metadata.row_group(0).column(1)
+    data[letters.data_page_offset + letters.total_compressed_size - 5] ^= 1  # in the one page that holds all of them
+    pack.write_bytes(data)
+    assert withdraw(cohort, [cohort.subject_id("01")], give_up).damaged == 8
+    assert not pack.exists()
+    manifest = IngestOptions(alphabet="protein", manifest=tmp_path / "src" / "fasta.csv", verify=True)
+    assert ingest(cohort, "d", [tmp_path / "src" / "fasta"], manifest).healed == 8
+    assert_all_others(cohort, gone, before)
+
+
 def test_what_was_withdrawn_does_not_come_back_by_any_name(cohort, tmp_path):
     add(cohort, tmp_path / "src")  # the same, at another path
     withdraw(cohort, [cohort.subject_id("01")], give_up)

@@ -3,10 +3,9 @@
 import errno
 import os
 import traceback
-from pathlib import PurePath
 from types import TracebackType
 
-from ..lake.errors import DiastoleError, ItemError
+from ..lake.errors import DiastoleError, ItemError, kind_and_place
 from .models.runtime import OutOfMemory
 
 SHOWN = "DIASTOLE_TRACEBACK"
@@ -40,13 +39,4 @@ class blamed:  # noqa: N801 - used like a function; a class, since it is entered
             return  # the environment's
         if os.environ.get(SHOWN):
             traceback.print_exception(error)
-        raise ItemError(f"{self._what}_error", f"the {self._what} failed on it: {said(error)}") from error
-
-
-def said(error: BaseException) -> str:
-    """What was raised and where, without its text: that may quote the item's data, and errors are kept and shown."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = "" if frame is None else f" in {PurePath(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno}"
-    return f"{type(error).__name__}{where}"
+        raise ItemError(f"{self._what}_error", f"the {self._what} failed on it: {kind_and_place(error)}") from error

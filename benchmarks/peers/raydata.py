@@ -24,20 +24,26 @@ class Predictor:
         return self.score(from_arrow(batch["number"], batch["data"]) if isinstance(batch, pa.Table) else batch)
 
 
-def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
-    """Score and write, with a Ray of its own."""
+def scored(folder: Path, out: Path, settings: dict[str, Any], checkpoint: Any = None) -> Any:
+    """The rows with what the network gives of them, in a Ray of its own, with a checkpoint if that is said."""
     ray.init(address="local", num_cpus=settings["cpus"], include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.checkpoint_config = checkpoint
     paths = [str(path) for path in files(folder, "parquet", settings.get("share", 1.0))]
     rows = ray.data.read_parquet(paths, override_num_blocks=settings["blocks"])
-    scored = rows.map_batches(
+    return rows.map_batches(
         Predictor,
         fn_constructor_args=[folder, out, settings],
         batch_size=settings["batch"],
         batch_format=settings["format"],
         compute=ray.data.ActorPoolStrategy(size=settings["actors"]),
     )
-    scored.write_parquet(str(out / "parts"))
+
+
+def run(folder: Path, out: Path, settings: dict[str, Any]) -> None:
+    """Score and write."""
+    scored(folder, out, settings).write_parquet(str(out / "parts"))
 
 
 if __name__ == "__main__":
