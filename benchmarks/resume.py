@@ -2,8 +2,9 @@
 
     python benchmarks/resume.py [--items 150000] [--kills 6] [--folder FOLDER] [--no-docs]
 
-Each scores the same small images. First once undisturbed; then it is killed with all of its processes after a share of that
-time, and the same command runs again to its end. What counts are the rows of its table: every image once.
+Each scores the same small images. First once undisturbed; then it is killed with all of its processes as soon as a share of its
+results is in storage (receipts of shards; files of Ray Data's checkpoint), and the same command runs again to its end. What
+counts are the rows of its table: every image once.
 """
 
 import argparse
@@ -26,8 +27,10 @@ from cohorts import MODEL
 from variants import HERE, PEERS, write_job
 
 DOCS = HERE.parent / "docs" / "resume.json"
-RAY_DATA = {"actors": 2, "batch": 256, "format": "pyarrow", "blocks": 24, "threads": 1, "cpus": 3}
-"""Blocks enough for some to be done before the kill; a core more than actors, as its filter of checkpoints wants one."""
+RAY_DATA = {"actors": 2, "batch": 256, "format": "pyarrow", "blocks": 24, "threads": 1, "cpus": 6}
+"""Blocks enough for some to be done before the kill; cores (by name) beyond its actors, for its filter of checkpoints and its reads: with one, a second start waited for ever."""
+PATIENCE = 180.0
+"""Seconds after which a run is ended that does not end by itself."""
 NAMES = {"diastole": "diastole, 2 Ray workers", "raydata": "Ray Data, checkpoints and write_delta"}
 
 
@@ -46,8 +49,8 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
         for number in range(arguments.kills):
             for name in NAMES:
-                share = 0.3 + 0.6 * number / max(1, arguments.kills - 1)
-                found[name].append(once(folder, name, share * whole[name]["seconds"]) | {"share": round(share, 2)})
+                share = (number + 1) / (arguments.kills + 1)
+                found[name].append(once(folder, name, share * whole[name]["results"]) | {"share": round(share, 2)})
                 print(name, json.dumps(found[name][-1]), flush=True)
     result = {"items": cohort["items"], "undisturbed": whole, "killed": found}
     print("\n".join(table(result)))
@@ -56,17 +59,25 @@ def main() -> None:
 
 
 def once(folder: Path, name: str, kill_after: float | None) -> dict[str, Any]:
-    """Run to the end, killed before if that is said; what the table has then."""
+    """Run to the end, killed before if that is said, when there are so many results; what the table has then."""
     out = folder / "out" / f"{name}-{time.time_ns()}"
+    before = results(folder, name, out)
     if kill_after is not None:
         process, errors = start(folder, name, out)
-        time.sleep(kill_after)
-        ended = process.poll() is not None
+        until = time.monotonic() + PATIENCE
+        while process.poll() is None and results(folder, name, out) - before < max(1, kill_after):
+            if time.monotonic() > until:
+                break  # it is killed all the same: `results_at_the_kill` says how far it was
+            time.sleep(0.02)
+        ended, there = process.poll() is not None, results(folder, name, out) - before
         kill(process)
         errors.close()
     process, errors = start(folder, name, out)
     begun = time.perf_counter()
-    code = process.wait(timeout=600)
+    try:
+        code = process.wait(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        code = -1
     seconds = time.perf_counter() - begun
     kill(process)
     errors.seek(0)
@@ -74,6 +85,7 @@ def once(folder: Path, name: str, kill_after: float | None) -> dict[str, Any]:
     wanted = set(range(json.loads((folder / "cohort.json").read_text())["items"]))
     found = {
         "exit_code": code,
+        "results": results(folder, name, out) - before,
         "seconds": round(seconds, 2),
         "rows": sum(rows.values()),
         "lost": len(wanted - set(rows)),
@@ -82,9 +94,16 @@ def once(folder: Path, name: str, kill_after: float | None) -> dict[str, Any]:
     if code:
         found["said"] = " ".join(errors.read().strip().splitlines()[-1:])[-300:]
     if kill_after is not None:
-        found["ended_before"] = ended
+        found |= {"ended_before": ended, "results_at_the_kill": there}
     shutil.rmtree(out, ignore_errors=True)
     return found
+
+
+def results(folder: Path, name: str, out: Path) -> int:
+    """How many results are in storage: receipts, or files of a checkpoint."""
+    if name == "diastole":
+        return sum(1 for _ in (folder / "lake" / "runs").glob("*/receipts/*.json"))
+    return sum(path.is_file() for path in (out / "checkpoint").rglob("*"))
 
 
 def start(folder: Path, name: str, out: Path) -> tuple[subprocess.Popen[bytes], Any]:
