@@ -38,6 +38,25 @@ class ReadOptions:
     limits: Limits = Limits()
     alphabet: str | None = None
     """dna, protein, or None: found out."""
+    parts: tuple[Path, ...] = ()
+    """All files of the source, sorted, `path` among them; empty where it is that one file."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a file says of the source that it is a part of, told from its header alone.
+
+    Texts of it are for the parent, which makes keyed hashes of them: none gets into the lake, a log or an error as it is.
+    """
+
+    key: str | None = None
+    """Natural key of the source: files with the same key are read together. None: the file is a source by itself."""
+    subject: str | None = None
+    """Whom the source belongs to, as the file names it."""
+    session: str | None = None
+    """The visit or study, as the file names it."""
+    beside: tuple[str, ...] = ()
+    """Names of files in the same folder that are parts of this source and say nothing of themselves."""
 
 
 class Reader(Protocol):
@@ -47,6 +66,8 @@ class Reader(Protocol):
 
     def sniff(self, head: bytes) -> bool:
         """Whether a file that begins so, after gunzip, is of this format."""
+
+    # A reader of sources with several files has `part_of(path: Path) -> Part` too. Raises ItemError.
 
     def preflight(self, path: Path, limits: Limits) -> None:
         """Check the header alone, before anything is allocated. Raises ItemError."""
@@ -58,6 +79,9 @@ class Reader(Protocol):
         it from the file's other items), `meta` (as lake.arrays wants it), `attributes`, `modality` or null. No text
         of the header that could name a subject may be in it. `sequences` also has `records`, a file with one JSON
         line [record id, length, letters that occur, attributes] for each, in the order of their letters in `file`.
+        What the parent makes keyed hashes of, or shifts, may be there too: `key` (natural key, instead of the path),
+        `subject`, `session`, `acquired_at` (ISO 8601), `derived_from` (natural key of an item of the same dataset); and
+        `laterality` (L, R, B), which is kept.
         `images` has (N, C, H, W) in `file`, and `numbered`: whether image n is an item of its own name, `#n`; its `meta` is
         `channels` (grey, RGB, … or null) and `spacing` (x, y in mm, or null).
         """
@@ -83,6 +107,13 @@ def check_name(name: str) -> str:
     if name not in names():
         raise SpecError(f"there is no reader for format {name!r}; use one of: {', '.join(names())}")
     return name
+
+
+def part_of(path: Path, name: str | None) -> tuple[Reader, Part]:
+    """The reader of a file, and what the file is a part of. Raises ItemError."""
+    reader = choose(path, name)
+    tell = getattr(reader, "part_of", None)
+    return reader, Part() if tell is None else tell(path)
 
 
 def choose(path: Path, name: str | None) -> Reader:
