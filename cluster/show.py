@@ -19,8 +19,8 @@ from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
 from ..lake.scrub import Scrubbed
-from ..workers.models.settings import Settings
 from ..workers.listing import absolute
+from ..workers.models.settings import Settings
 from .driver import Outcome
 from .estimate import said
 
