@@ -11,7 +11,11 @@ _TYPES = """EEG EOG VEOG HEOG EMG ECG SEEG ECOG DBS MEGMAG MEGGRADPLANAR MEGGRAD
 TYPES = frozenset(_TYPES.split())
 """Channel types of BIDS that `channel_types` may have, beside `other` for what is not known."""
 _PREFIXES = {"EEG": "EEG", "EOG": "EOG", "EMG": "EMG", "ECG": "ECG", "EKG": "ECG"}
-_ELECTRODE = re.compile(r"(?:(?:FP|AF|F|FT|FC|T|TP|C|CP|P|PO|O|I)(?:Z|\d{1,2}H?)|N[Z]|[AM][12])", re.IGNORECASE)
+_ELECTRODE = re.compile(
+    r"(?:(?:FP|AFP?|AFF|F|FT|FFT|FC|FFC|FCC|FTT|T|TP|TTP|TPP|C|CCP|CP|CPP|P|PPO|PO|POO|O|OI|I)(?:Z|\d{1,2}H?)|NZ|[AM][12])",
+    re.IGNORECASE,
+)
+"""Of the 10-20, 10-10 and 10-5 systems."""
 _REFERENCE = re.compile(r"(?:REF|LE|AVG|AV|AR|[AM]1[AM]2)", re.IGNORECASE)
 _FIELD = """eeg eog emg ecg ekg meg seeg ecog ieeg veog heog exg aux misc dc gsr eda ppg egg dbs sti stim status trigger trig event
     marker markers annotations left right l r horizontal vertical horiz vert upper lower hor ver loc roc chin submental mental
@@ -22,7 +26,7 @@ _FIELD = """eeg eog emg ecg ekg meg seeg ecog ieeg veog heog exg aux misc dc gsr
     impedance ref gnd ground avg average av ave ar le lm rm mastoid linked ears ear common pol signal ch chan channel dif diff
     ii iii avr avl avf bio sys chpi lpa rpa nasion vref hz raw"""
 _WORDS = frozenset(_FIELD.split())
-_CODE = re.compile(r"[A-Z]|\d{1,4}|[A-Z]{1,3}'?\d{1,2}'?", re.IGNORECASE)
+_CODE = re.compile(r"[A-Z]|\d{1,4}|[A-Z]'?\d{1,3}'?|[A-Z]{2,3}'?\d{1,2}'?", re.IGNORECASE)
 _BOUNDARY = re.compile(r"[\s\-:/._+,()\[\]]+")
 _LABEL_LENGTH = 40
 
@@ -53,7 +57,8 @@ def label(text: str, number: int) -> str:
     """A channel's name as the file has it where all its words are of the field, else `ch` and its number from 1 on."""
     text = " ".join(text.split())
     words = [word for word in _BOUNDARY.split(text) if word]
-    return text if words and len(text) <= _LABEL_LENGTH and all(map(_known, words)) else f"ch{number}"
+    few = len(text) <= _LABEL_LENGTH and sum(word.isdigit() for word in words) <= 1  # more may be a date
+    return text if words and few and all(map(_known, words)) else f"ch{number}"
 
 
 def _known(word: str) -> bool:

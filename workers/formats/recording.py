@@ -58,7 +58,7 @@ def said(
         attributes["events_from"] = "sidecar"
     if sidecar.channels is not None:
         labels = Counter(channel.label for channel in all_channels)
-        attributes["channels_not_in_sidecar"] = sum((labels - Counter(sidecar.channels)).values())
+        attributes["channels_not_in_sidecar"] = sum((labels - Counter(list(sidecar.channels))).values())
         attributes["sidecar_channels_not_in_file"] = len(set(sidecar.channels) - set(labels))
     return Said(sidecar, kept, attributes)
 
