@@ -15,12 +15,15 @@ import pytest
 import scipy.io
 import xarray
 from published import data
+from test_planted import found_in, texts_of
 
 from diastole.lake import arrays
 from diastole.lake.errors import ItemError
+from diastole.lake.items import read_items
 from diastole.workers import formats
 from diastole.workers.decode import Decoder
 from diastole.workers.formats import ReadOptions, channels, events
+from diastole.workers.ingest import ingest
 
 mne.set_log_level("ERROR")
 LABELS = ["Fpz", "Cz", "EOG left", "SMITH JOHN"]
@@ -546,6 +549,26 @@ def every(folder, real, raw):
     edf(folder / "f.bdf", real, edfio.Bdf)
     brainvision(folder, real, name="g")
     return [folder / name for name in ("a_raw.fif", "b_raw.fif.gz", "c.set", "d.set", "e.edf", "f.bdf", "g.vhdr")]
+
+
+@pytest.mark.fault(43)
+def test_a_folder_is_ingested_with_what_lies_beside_and_a_changed_sidecar_is_read_again(tmp_path, lake, real, raw):
+    src = tmp_path / "src"
+    every(src, real, raw)
+    bids(src / "bids", real + 1)
+    eeglab(src / "h.set", real, data="h.fdt")
+    (real + 2).T.astype("<f4").tofile(src / "h.fdt")
+    long = mne.io.RawArray(np.tile(real, 20) * 1e-6, mne.create_info(LABELS, 250.0, "eeg"))
+    long.save(src / "i_raw.fif", split_size="2MB", buffer_size_sec=2.0)
+    report = ingest(lake, "d", [src])
+    assert (report.added, report.quarantined) == (10, {})
+    assert found_in(texts_of(lake.store.local), ["SMITH"]) == []
+    table = src / "bids" / "sub-01_ses-2_task-rest_run-1_channels.tsv"
+    table.write_text(table.read_text().replace("good", "bad"))
+    report = ingest(lake, "d", [src])
+    assert (report.added, report.changed, report.quarantined) == (0, 1, {})
+    bad = [arrays.read_meta(lake, row["array"])["bad_channels"] for row in read_items(lake, "d").to_pylist()]
+    assert bad.count([0, 1]) == 1
 
 
 @pytest.mark.fault(43)

@@ -126,7 +126,7 @@ def source_at(place: Path) -> None:
     with contextlib.suppress(ItemError):
         part_of(place, None)
     options = ReadOptions(Limits(ITEM_BYTES))
-    answer = _answer({"path": str(place), "folder": str(out), "format": None, "options": asdict(options)})
+    answer = _answer({"path": os.fsencode(place).hex(), "folder": str(out), "format": None, "options": asdict(options)})
     json.dumps(answer)
     if not answer["ok"]:
         assert "gave up with" not in answer["message"], f"{answer['message']}"

@@ -1,6 +1,5 @@
 """BrainVision: a header (.vhdr) that names its data (.eeg, .dat) and its markers (.vmrk). Samples stay as they were digitised."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def _header(path: Path, parts: tuple[Path, ...]) -> _Header:
         raise ItemError("unsupported", "it is cut into segments; export the continuous recording")
     count, interval = _integer(common.get("numberofchannels")), _real(common.get("samplinginterval"))
     recording.check_count(count)
-    if not (math.isfinite(interval) and interval > 0):
+    if not 1e-3 <= interval <= 1e12:
         raise ItemError("header_lies", "its sampling interval is not a positive number of microseconds")
     given, markers = _named(path, sections, "datafile"), _named(path, sections, "markerfile")
     data = beside.find(path, given or "", parts, "data file")

@@ -59,6 +59,8 @@ def _value(thing: Any, name: str, wanted: Wanted | None, sink: Sink | None) -> A
 
     if isinstance(thing, h5py.Group):
         return _structures(thing, wanted, sink) if isinstance(wanted, Mapping) else None
+    if not isinstance(thing, h5py.Dataset):
+        return None
     _here(thing)
     if thing.attrs.get("MATLAB_empty"):
         return [] if isinstance(wanted, Mapping) else ((0, 0), np.empty(0))

@@ -65,14 +65,19 @@ def sniff(head: bytes) -> bool:
 
 
 def part_of(path: Path) -> Part:
-    """The files that go on where this one ends, by their names, and BIDS' sidecars."""
-    following = []
-    for number in range(1, _MOST_FILES):
-        there = [name for name in _continued(path, number) if beside.there(path, name)]
-        if not there:
-            break
-        following.append(there[0])
-    return Part(beside=(*following, *bids.names(path)))
+    """The files that go on where this one ends, and BIDS' sidecars. One that goes on itself names none. Raises ItemError."""
+    found = fiff.scan(path, _WANTED, Limits().item_bytes + _SLACK)
+    if _reference_to(found, 1) is not None:
+        return Part()
+    said, following = _reference_to(found, 2), []
+    if said is not None:
+        following = [beside.plain(said)] if said else []
+        for number in range(1, _MOST_FILES):
+            there = [name for name in _continued(path, number) if beside.there(path, name)]
+            if not there:
+                break
+            following += there
+    return Part(beside=tuple(dict.fromkeys([*following, *bids.names(path)])))
 
 
 def preflight(path: Path, limits: Limits) -> None:
@@ -129,7 +134,7 @@ def _whole(path: Path, parts: tuple[Path, ...], limits: Limits) -> _Whole:
         what = "an average or epochs" if first.blocks & {fiff.EVOKED, fiff.EPOCHS} else "no raw data"
         raise ItemError("unsupported", f"it holds {what}; save the raw recording as FIF")
     described = _channels(first)
-    rate = _number(first, _RATE)
+    rate = round(_number(first, _RATE), 6)
     if not (math.isfinite(rate) and rate > 0):
         raise ItemError("header_lies", "its sampling rate is not a positive number")
     if any(_facts(found) != _facts(first) for _, found in files[1:]):
@@ -155,7 +160,7 @@ def _whole(path: Path, parts: tuple[Path, ...], limits: Limits) -> _Whole:
                 length += skips[-1][1]
             pending, started = 0, True
             length += size // width
-    return _Whole(round(rate, 6), length, dtype, described, files, skips)
+    return _Whole(rate, length, dtype, described, files, skips)
 
 
 def _following(path: Path, files: list[tuple[Path, fiff.Found]], parts: tuple[Path, ...]) -> Path | None:

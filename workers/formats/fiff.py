@@ -49,7 +49,8 @@ def scan(path: Path, wanted: frozenset[int], limit: int) -> Found:
 
     Raises ItemError: truncated, header_lies, too_large; checksum where it is a damaged gzip file.
     """
-    found, around, at, kept = Found(), [], 0, 0
+    found, at, kept = Found(), 0, 0
+    around: list[int] = []
     with _opened(path, limit) as file:
         for number in range(_TAGS):
             head = file.read(_HEAD.size)

@@ -138,7 +138,8 @@ def _matrix(stream: _Stream, size: int, wanted: Wanted | None, field: str | None
     """(name, value) of an array; `wanted` are the fields of it, or, where it is no field itself, the variables."""
     end = stream.at + size
     flags = _element(stream, 8, (6,))
-    dims = tuple(int(n) for n in np.frombuffer(_element(stream, 4 * 32, (5,)), f"{stream.order}i4"))
+    raw = _element(stream, 4 * 32, (5,))
+    dims = tuple(int(n) for n in np.frombuffer(raw[: len(raw) // 4 * 4], f"{stream.order}i4"))
     name = field if field is not None else ""
     given = _element(stream, 256, (1, 2)).decode("latin-1")
     if field is None:
