@@ -30,18 +30,32 @@ def sniff(head: bytes) -> bool:
     return head[:19] == _MAT5 or (head[:19] == _MAT73 and head[512:520] == _HDF5)
 
 
+class _WithinError(Exception):
+    """The samples are in the file itself: what follows them need not be unpacked to know that."""
+
+
 def part_of(path: Path) -> Part:
     """The .fdt with the samples, where they are in one, and BIDS' sidecars. Raises ItemError."""
-    said = _described(path, Limits(), None)
-    outside = _outside(said)
+    outside = _named_file(path, Limits())
     return Part(beside=(*([_named(path, outside, ())] if outside else []), *bids.names(path)))
 
 
 def preflight(path: Path, limits: Limits) -> None:
-    """Hold what is described to the limit. Raises ItemError."""
-    said = _described(path, limits, None)
-    if not _outside(said):
-        _shape(said["data"][0] if isinstance(said.get("data"), tuple) else (), np.dtype("f4"), limits)
+    """Hold the samples' dimensions to the limit. Raises ItemError."""
+    _named_file(path, limits)
+
+
+def _named_file(path: Path, limits: Limits) -> str | None:
+    """The file that the samples are in, None where they are within. Raises ItemError."""
+
+    def within(dims: tuple[int, ...], dtype: np.dtype[Any], pieces: Iterator[np.ndarray]) -> None:  # noqa: ARG001 - as mat5.Sink
+        _shape(dims, dtype, limits)
+        raise _WithinError
+
+    try:
+        return _outside(_described(path, limits, within))
+    except _WithinError:
+        return None
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
