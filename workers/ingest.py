@@ -162,7 +162,7 @@ class _Ingest:
         manifest = None if self._options.manifest is None else absolute(self._options.manifest)
         listing = Listing.of(paths, without=manifest)
         said: Said = {} if manifest is None else read_manifest(manifest, listing.roots)
-        known = items.read_sources(self._lake, self._dataset).combine_chunks()
+        known = items.read_sources(self._lake, self._dataset)
         compared = Comparison(self._lake, self._options, known, said)
         left = set(said)
         compared.take_all(_with_said(listing, said, left))
