@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,14 @@ from .sources import IngestOptions, Source, acquired_at
 Row = dict[str, Any]
 MAPPED = 2**20
 """Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
+
+
+_WRITES: Mapping[str, Callable[..., arrays.StoredArray]] = {
+    "volume": arrays.write_volume,
+    "recording": arrays.write_recording,
+    "contours": arrays.write_contours,
+}
+"""What is an array of its own, by kind."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,13 @@ def store_arrays(
     decoded: Decoded,
     recorded: Recorded | None = None,
 ) -> list[Claim]:
-    """Write the volumes and recordings of a source; `recorded` as in lake.arrays.
+    """Write the volumes, recordings and outlines of a source; `recorded` as in lake.arrays.
 
     Raises ItemError where the reader broke its contract.
     """
     claims = []
     for entry in decoded.entries:
-        if entry.get("kind") not in ("volume", "recording"):
+        if entry.get("kind") not in _WRITES:
             continue
         try:
             claims.append(_array_claim(lake, dataset, source, options, decoded, entry, recorded))
@@ -111,15 +119,14 @@ def _array_claim(
     volume = entry["kind"] == "volume"
     if data.ndim not in ((3, 4) if volume else (2,)):
         raise ValueError("axes")
-    write = arrays.write_volume if volume else arrays.write_recording
-    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
+    stored = _WRITES[entry["kind"]](lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
     row = _row(lake, dataset, source, options, str(entry["suffix"]))
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
     row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
     if volume:
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
-    else:
+    elif entry["kind"] == "recording":
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
     return Claim(row, stored.files, healed=stored.healed)
 
@@ -130,12 +137,12 @@ def _images(
     file = decoded.file(entry["file"])
     mode: Literal["r"] | None = "r" if file.stat().st_size > MAPPED else None
     found = arrays.check_dtype(np.load(file, mmap_mode=mode, allow_pickle=False))
-    images, meta, key = np.asarray(found), dict(entry["meta"]), source.natural_key
+    images, meta, key = np.asarray(found), dict(entry["meta"]), source.natural_key + str(entry.get("suffix", ""))
     if images.ndim != 4 or not images.flags.c_contiguous:
         raise ValueError("axes")
     header = arrays.header(images.shape[1:], images.dtype, meta)
     like = canonical_json(header)
-    shared = _row(lake, dataset, source, options, "")
+    shared = _row(lake, dataset, source, options, str(entry.get("suffix", "")))
     shared["modality"] = source.modality(options) or entry["modality"]
     shared |= {"shape": list(images.shape[1:]), "dtype": images.dtype.name, "nbytes": images[0].nbytes}
     shared["attributes"] = canonical_json(entry["attributes"]).decode()

@@ -16,7 +16,7 @@ import numpy as np
 from diastole.lake.errors import ItemError
 
 from .. import Limits
-from . import dataset
+from . import dataset, jpeg
 from .dataset import File
 from .structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
@@ -26,9 +26,7 @@ _JPEG, _RLE = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5"
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 _DECODERS = {
     f"{_JPEG}50": "pillow",  # baseline
-    f"{_JPEG}51": "gdcm",  # extended
-    f"{_JPEG}57": "gdcm",  # lossless
-    f"{_JPEG}70": "gdcm",
+    **dict.fromkeys(jpeg.SYNTAXES, jpeg.LABEL),  # extended and lossless
     f"{_JPEG}80": "pyjpegls",  # JPEG-LS
     f"{_JPEG}81": "pyjpegls",
     f"{_JPEG}90": "pylibjpeg",  # JPEG 2000, by openjpeg
@@ -110,6 +108,7 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
         raise ItemError("truncated", "it ends before its pixels; copy it again")
     from pydicom.pixels import apply_color_lut, as_pixel_options, get_decoder
 
+    jpeg.add()
     if pixels.length is None:
         _check_coded(file, made)
     options = as_pixel_options(file.header, number_of_frames=made.frames, pixel_keyword=pixels.keyword)

@@ -15,6 +15,8 @@ from typing import IO
 
 from diastole.lake.errors import ItemError
 
+from .. import source
+
 HEADER_BYTES = 2**28
 """All that a file may have before its pixels."""
 DEPTH = 64
@@ -61,6 +63,8 @@ def opened(path: Path, limit: int, *, whole: bool = True) -> Iterator[Opened]:
 
     Raises ItemError: truncated, too_large, header_lies, unreadable.
     """
+    if source.is_gzip(path):
+        raise ItemError("unsupported", "it is a DICOM file inside of a gzip file; gunzip it")
     with path.open("rb") as plain:
         syntax, at = _meta(plain)
         if syntax != DEFLATED:
