@@ -7,6 +7,7 @@ import SimpleITK
 from dicoms import OBLIQUE, slice_at
 
 from diastole.lake.errors import ItemError
+from diastole.workers import formats
 from diastole.workers.formats import ReadOptions, dicom
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
@@ -72,30 +73,31 @@ def test_slices_are_sorted_by_where_they_lie_and_voxels_and_affine_are_gdcms(tmp
         assert entry["meta"]["orientation"] == "LPS"
 
 
-@pytest.mark.parametrize(
-    "folder", ["98892003/MR700", "98892001/CT5N", "98892001/CT2N", "77654033/CT2", "98892003/MR1", "98892003/MR2"]
-)
-def test_series_of_pydicoms_package_are_read_as_gdcm_reads_them_or_refused(tmp_path, folder):
-    from diastole.workers import formats
-
-    whole = dicoms.FOLDER / "test_files" / "dicomdirtests" / folder
+def of_package(folder):
+    """The files of the first series of a folder of pydicom's."""
     groups = {}
-    for path in sorted(whole.iterdir()):
+    for path in sorted((dicoms.FOLDER / "test_files" / "dicomdirtests" / folder).iterdir()):
         groups.setdefault(formats.part_of(path, None)[1].key, []).append(path)
-    for number, paths in enumerate(groups.values()):
-        place = tmp_path / f"in{number}"
-        place.mkdir()
-        copies = tuple((place / path.name) for path in paths)
-        for one, path in zip(copies, paths, strict=True):
-            one.write_bytes(path.read_bytes())
-        try:
-            entries, arrays = read(copies, tmp_path / f"out{number}")
-        except ItemError as error:
-            assert error.code == "missing_slices"  # the package has some slices of each series only
-            continue
-        for entry, array in zip(entries, arrays, strict=True):
-            if len(entries) == 1 and len(array) > 1:
-                assert_same(entry, array, copies)
+    return next(iter(groups.values()))
+
+
+def test_a_series_of_pydicoms_package_is_read_as_gdcm_reads_it(tmp_path):
+    paths = of_package("98892001/CT5N")
+    [entry], [array] = read(paths, tmp_path / "out")
+    assert array.shape == (5, 16, 16)
+    assert_same(entry, array, paths)
+
+
+@pytest.mark.parametrize(("folder", "slices"), [("98892001/CT2N", [1, 1]), ("98892003/MR700", [1] * 7)])
+def test_scouts_and_projections_from_several_sides_are_items_of_their_own(tmp_path, folder, slices):
+    entries, arrays = read(of_package(folder), tmp_path / "out")
+    assert [len(array) for array in arrays] == slices
+    assert len({entry["suffix"] for entry in entries}) == len(slices)
+
+
+def test_a_series_of_pydicoms_package_that_has_only_some_of_its_slices_is_refused(tmp_path):
+    with pytest.raises(ItemError, match="161 of 165 slices"):
+        read(of_package("77654033/CT2"), tmp_path / "out")
 
 
 @pytest.mark.fault(32)

@@ -22,7 +22,7 @@ _IMAGES = {
 }  # fmt: skip
 _OTHER = {
     "9": "a waveform", "11": "a presentation state", "88": "a report", "104": "an encapsulated document", "66": "raw data",
-    "481": "a radiotherapy plan or record", "77": "a video, a whole slide or an eye's scan", "39": "a palette", "4": "spectra",
+    "481": "a radiotherapy plan or record", "77": "a video, a whole slide or an eye's scan", "4": "spectra",
     "30": "a parametric map", "6.2": "a volume of ultrasound", "67": "a real world mapping", "68": "a surface scan",
 }  # fmt: skip
 _MODALITIES = dataset.words(
@@ -30,6 +30,7 @@ _MODALITIES = dataset.words(
 )
 _CAPTURES = dataset.words("US OT XA RF ES GM XC")
 """Kinds that often have texts in their pixels: they must say that they have none."""
+_PALETTE = "1.2.840.10008.5.1.4.39"
 _INDEX = "1.2.840.10008.1.3.10"
 
 
@@ -54,6 +55,8 @@ def kind_of(file: File) -> tuple[Kind, str]:
     if not sop_class:
         raise ItemError("unsupported", "it does not say what it is (SOP class), or ends before that")
     parts = what.split(".")
+    if sop_class.startswith(_PALETTE):
+        raise ItemError("unsupported", "it is a palette, not an image, a dose or outlines")
     found = _OTHER.get(what) or _OTHER.get(".".join(parts[:2])) or _OTHER.get(parts[0]) if what else None
     raise ItemError("unsupported", f"it is {found or 'of a kind that is not read'}, not an image, a dose or outlines")
 
@@ -70,8 +73,13 @@ def check_burned_in(file: File, called: str, photometric: str, *, allowed: bool)
         raise ItemError(
             "burned_in_annotation", "it says that texts are burnt into its pixels; allow that, or leave it out"
         )
-    captured = called in _CAPTURES or _colour(photometric) or "SCREEN SAVE" in dataset.texts(file.header, "ImageType")
-    if captured and called not in ("SEG", "RTDOSE", "OP"):
+    what = file.sop_class.removeprefix(_STORAGE)
+    captured = (
+        _IMAGES.get(what) in _CAPTURES
+        or _colour(photometric)
+        or "SCREEN SAVE" in dataset.texts(file.header, "ImageType")
+    )
+    if captured and called != "OP":
         raise ItemError(
             "burned_in_annotation",
             "it is a capture that does not say whether texts are burnt into its pixels; look at it, and allow that if not",

@@ -64,7 +64,7 @@ def layout(file: File, limits: Limits) -> Layout:
     """Check the header of a file with pixels. Raises ItemError."""
     header, opened = file.header, file.opened
     if opened.pixels is None:
-        raise ItemError("truncated", "it ends before its pixels; copy it again")
+        raise ItemError("truncated", "it has no pixels, or ends before them; copy it again")
     if opened.syntax not in _DECODERS and opened.syntax not in _NATIVE:
         raise ItemError(
             "unsupported", "its transfer syntax is video, private or unknown; convert it to a plain or JPEG one"

@@ -53,30 +53,58 @@ def to_ras(points: np.ndarray) -> np.ndarray:
 
 def stacks(slices: Sequence[Slice], digest: Digest) -> list[Stack]:
     """The stacks of a series, in an order that depends on them alone. Raises ItemError."""
-    groups: dict[tuple[Any, ...], list[Slice]] = {}
+    groups: list[list[Slice]] = []
     for one in slices:
-        groups.setdefault(_kind(one), []).append(one)
-    made = [(key, stack) for key, group in groups.items() for stack in _stacks(group, key, digest)]
+        found = next((group for group in groups if _alike(one, group[0])), None)
+        if found is None:
+            groups.append(found := [])
+        found.append(one)
+    made = [stack for group in groups for stack in _stacks(group, digest)]
     if len(made) == 1:
-        return [made[0][1]]
-    named = [replace(stack, suffix=_suffix(key, stack)) for key, stack in made]
-    return sorted(named, key=lambda stack: stack.suffix)
+        return made
+    named: dict[str, Stack] = {}
+    for stack in made:
+        suffix, count = _suffix(stack), 1
+        while (numbered := suffix if count == 1 else f"{suffix}-{count}") in named:
+            count += 1
+        named[numbered] = replace(stack, suffix=numbered)
+    return [named[suffix] for suffix in sorted(named)]
 
 
-def _kind(one: Slice) -> tuple[Any, ...]:
-    turned = None if one.orientation is None else tuple(round(n, 3) + 0.0 for n in one.orientation)
-    sizes = None if one.spacing is None else tuple(round(n, 4) for n in one.spacing)
-    shape = (one.layout.rows, one.layout.columns, one.layout.channels, one.layout.dtype.str)
-    return shape, turned, sizes, one.position is None
+def _alike(one: Slice, other: Slice) -> bool:
+    """Whether two slices may be of one stack: of one shape and type, direction within a thousandth, pixel size likewise."""
+    shapes = [(s.layout.rows, s.layout.columns, s.layout.channels, s.layout.dtype) for s in (one, other)]
+    return (
+        shapes[0] == shapes[1]
+        and (one.position is None) == (other.position is None)
+        and _close(one.orientation, other.orientation, 1e-3)
+        and _close(one.spacing, other.spacing, 1e-3 * min(one.spacing or (1.0,)))
+    )
 
 
-def _suffix(key: tuple[Any, ...], stack: Stack) -> str:
-    told = repr((key, stack.said.get("image_type")))
-    return "#" + hashlib.sha256(told.encode()).hexdigest()[:8]
+def _close(one: tuple[float, ...] | None, other: tuple[float, ...] | None, within: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(abs(a - b) <= within for a, b in zip(one, other, strict=True))
 
 
-def _stacks(group: list[Slice], key: tuple[Any, ...], digest: Digest) -> list[Stack]:
-    del key
+def _suffix(stack: Stack) -> str:
+    """Of what tells a stack from others of its series, and not of how many slices it has."""
+    first = stack.slices[0][0]
+    turned = [round(n, 2) + 0.0 for n in first.orientation or ()]
+    sizes = [float(f"{n:.2g}") for n in first.spacing or ()]
+    told = [
+        first.layout.rows,
+        first.layout.columns,
+        first.layout.dtype.str,
+        turned,
+        sizes,
+        stack.said.get("image_type"),
+    ]
+    return "#" + hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+
+def _stacks(group: list[Slice], digest: Digest) -> list[Stack]:
     if group[0].position is None or group[0].orientation is None:
         if len(group) > 1:
             raise ItemError(
