@@ -41,14 +41,14 @@ def outcome(path: Path, *, allow: bool) -> tuple[list[dict[str, Any]], list[np.n
 def becomes(path: Path) -> str:
     """In words."""
     try:
-        return _items(*outcome(path, allow=False))
+        said = _items(*outcome(path, allow=True))
     except ItemError as error:
-        code, message = error.code, str(error)
-    if code == "unknown_format":
-        return "not DICOM"
-    if code != "burned_in_annotation":
-        return f"`{code}`: {message}"
-    return "if allowed: " + _items(*outcome(path, allow=True))
+        return "not DICOM" if error.code == "unknown_format" else f"`{error.code}`: {error}"
+    try:
+        outcome(path, allow=False)
+    except ItemError:
+        return f"if allowed: {said}"
+    return said
 
 
 def _items(entries: list[dict[str, Any]], arrays: list[np.ndarray]) -> str:
