@@ -39,7 +39,7 @@ _ORGANS = dataset.words(
 _SIDE = r"(?:_?(?:L|R|LT|RT|LEFT|RIGHT|BILAT|PRV\d{0,2}))*"
 _SIDE_FIRST = re.compile(r"(?:L|R|LT|RT|LEFT|RIGHT)_(.+)")
 _TARGET = re.compile(
-    r"(?:GTV|CTV|PTV|ITV|IGTV|ICTV|TV)(?:[NPTSV]|_?BOOST|_?EVAL|_?LOW|_?MID|_?HIGH|_?\d{1,4}|_?OPT){0,3}"
+    r"(?:GTV|CTV|PTV|ITV|IGTV|ICTV|TV)(?:[NPTSV]|_?BOOST|_?EVAL|_?LOW|_?MID|_?HIGH|_?OPT){0,2}(?:_?\d{1,4})?(?:_?OPT)?"
 )
 
 
