@@ -16,17 +16,17 @@ import numpy as np
 from diastole.lake.errors import ItemError
 
 from .. import Limits
-from . import dataset, jpeg
+from . import coded, dataset
 from .dataset import File
 from .structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
 FRAME_BYTES = 2**28
 """One frame, decoded, at most."""
-_JPEG, _RLE = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5"
+_JPEG = "1.2.840.10008.1.2.4."
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 _DECODERS = {
     f"{_JPEG}50": "pillow",  # baseline
-    **dict.fromkeys(jpeg.SYNTAXES, jpeg.LABEL),  # extended and lossless
+    **dict.fromkeys(coded.SYNTAXES, coded.LABEL),  # RLE, JPEG of 12 bits and lossless
     f"{_JPEG}80": "pyjpegls",  # JPEG-LS
     f"{_JPEG}81": "pyjpegls",
     f"{_JPEG}90": "pylibjpeg",  # JPEG 2000, by openjpeg
@@ -34,7 +34,6 @@ _DECODERS = {
     f"{_JPEG}201": "pylibjpeg",  # HTJ2K
     f"{_JPEG}202": "pylibjpeg",
     f"{_JPEG}203": "pylibjpeg",
-    _RLE: "pylibjpeg",
 }
 _PALETTE = "PALETTE COLOR"
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
@@ -108,7 +107,7 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
         raise ItemError("truncated", "it ends before its pixels; copy it again")
     from pydicom.pixels import apply_color_lut, as_pixel_options, get_decoder
 
-    jpeg.add()
+    coded.add()
     if pixels.length is None:
         _check_coded(file, made)
     options = as_pixel_options(file.header, number_of_frames=made.frames, pixel_keyword=pixels.keyword)
@@ -199,19 +198,19 @@ def _check_coded(file: File, made: Layout) -> None:
     """Hold the size that each compressed frame claims to the header's. Raises ItemError."""
     from pydicom.encaps import generate_frames
 
-    if file.opened.syntax == _RLE or file.opened.pixels is None:
+    if file.opened.syntax == coded.RLE or file.opened.pixels is None:
         return
     file.opened.file.seek(file.opened.pixels.offset)
     try:
         for frame in islice(generate_frames(file.opened.file, number_of_frames=made.frames), made.frames):
-            size = coded_size(frame)
+            size = claimed_size(frame)
             if size is None or size != (made.rows, made.columns):
                 raise ItemError("header_lies", "a compressed frame has another size than its header says, or none")
     except (ValueError, struct.error, IndexError, EOFError, StopIteration) as error:
         raise ItemError("unreadable", "its compressed frames cannot be told apart; copy it again") from error
 
 
-def coded_size(frame: bytes) -> tuple[int, int] | None:
+def claimed_size(frame: bytes) -> tuple[int, int] | None:
     """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None where it has none."""
     at = frame[:_HEAD].find(b"\xff\x4f\xff\x51")
     if at >= 0:

@@ -1,11 +1,15 @@
-"""JPEG of more than 8 bits and lossless JPEG, as a plugin of pydicom's: its own ones cannot, or are under the GPL."""
+"""RLE, lossless JPEG and JPEG of 12 bits by imagecodecs, as a plugin of pydicom's.
+
+Its own plugins for these are slow (RLE in Python), end in a panic on damaged data (in Rust), or are under the GPL.
+"""
 
 from typing import Any
 
 import numpy as np
 
+RLE = "1.2.840.10008.1.2.5"
 EXTENDED, LOSSLESS, LOSSLESS_SV1 = (f"1.2.840.10008.1.2.4.{number}" for number in (51, 57, 70))
-SYNTAXES = (EXTENDED, LOSSLESS, LOSSLESS_SV1)
+SYNTAXES = (RLE, EXTENDED, LOSSLESS, LOSSLESS_SV1)
 LABEL = "imagecodecs"
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("numpy", "imagecodecs"))
 
@@ -28,10 +32,16 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     """One frame as it is stored, in whole words of the bits that the header has. Raises ValueError."""
     import imagecodecs
 
-    if runner.samples_per_pixel > 1 and (
-        runner.transfer_syntax == EXTENDED or runner.photometric_interpretation != "RGB"
-    ):
+    dtype = np.dtype(f"<u{runner.bits_allocated // 8}")
+    if runner.transfer_syntax == RLE:
+        runner.set_option("planar_configuration", 1)
+        size = runner.rows * runner.columns * runner.samples_per_pixel * dtype.itemsize
+        planes = bytes(imagecodecs.dicomrle_decode(source, dtype.str))
+        if len(planes) < size:
+            raise ValueError("its segments are too short")
+        return planes[:size]
+    colours = runner.samples_per_pixel > 1
+    if colours and (runner.transfer_syntax == EXTENDED or runner.photometric_interpretation != "RGB"):
         raise ValueError("colours would be converted, or not, unseen")
-    found = imagecodecs.jpeg8_decode(source)
     runner.set_option("planar_configuration", 0)
-    return np.ascontiguousarray(found, f"<u{runner.bits_allocated // 8}").tobytes()
+    return np.ascontiguousarray(imagecodecs.jpeg8_decode(source), dtype).tobytes()
