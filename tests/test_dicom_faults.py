@@ -29,11 +29,6 @@ def outcome(path, folder, options=ALLOWED):
         return [np.load(folder / entry["file"]) for entry in dicom.read(path, folder, options)]
     except ItemError as error:
         return error.code
-    finally:
-        for place in folder.glob("part-*"):
-            for file in place.iterdir():
-                file.unlink()
-            place.rmdir()
 
 
 def edited(path, **fields):

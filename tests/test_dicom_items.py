@@ -327,3 +327,30 @@ def test_when_it_was_acquired_is_told_to_the_parent_alone(tmp_path):
     [entry], _ = read(saved(one, tmp_path / "a.dcm"), tmp_path / "out")
     assert entry["acquired_at"] == "2004-01-19T07:27:30.5-05:00"
     assert "2004" not in json.dumps(entry["attributes"])
+
+
+def test_copies_of_a_file_are_one_item_and_two_structure_sets_of_a_series_are_two(tmp_path, treatment):
+    header = pydicom.dcmread(treatment["rtss"])
+    header.SOPInstanceUID += ".1"
+    other = saved(header, tmp_path / "b.dcm")
+    for name, parts, count in (("same", [treatment["rtss"]] * 2, 1), ("two", [treatment["rtss"], other], 2)):
+        (tmp_path / name).mkdir()
+        entries = dicom.read(parts[0], tmp_path / name, ReadOptions(parts=tuple(parts)))
+        assert len({entry["suffix"] for entry in entries}) == len(entries) == count
+    assert "" not in {entry["suffix"] for entry in entries}
+
+
+def test_a_folder_of_dicom_goes_into_a_lake(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIASTOLE_KEYS", str(tmp_path / "keys"))
+    lake = Lake.create(str(tmp_path / "lake"))
+    folder = tmp_path / "in"
+    slices = [slice_at(n, 2.0 * n) for n in range(4)]
+    dicoms.write(folder, slices)
+    (folder / "DICOMDIR").write_bytes((dicoms.FOLDER / "test_files" / "dicomdirtests" / "DICOMDIR").read_bytes())
+    (folder / "again").write_bytes((dicoms.FOLDER / "test_files" / "MR_small.dcm").read_bytes())
+    ingest(lake, "d", [folder], IngestOptions())
+    rows = {row["modality"]: row for row in read_items(lake, "d").to_pylist()}
+    assert {name: row["shape"] for name, row in rows.items()} == {"CT": [4, 128, 128], "MR": [1, 64, 64]}
+    assert rows["CT"]["subject_id"] == lake.subject_id(slices[0].PatientID)
+    found, _ = arrays.read_whole(lake, rows["CT"]["array"], rows["CT"]["content_digest"])
+    assert np.array_equal(found, [one.pixel_array for one in slices])

@@ -71,39 +71,30 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     Raises ItemError.
     """
     paths = [Path(part) for part in options.parts] or [path]
-    found, entries, seen = _Found(), [], {}
+    found, others, seen = _Found(), list[tuple[str, list[dict[str, Any]]]](), dict[str, str]()
     for number, one in enumerate(paths):
         with dataset.read(one, options.limits.item_bytes + _EXTRA_BYTES) as file:
             kind, called = classes.kind_of(file)
             if kind == "slices":
                 _collect(found, file, number, called, options)
                 continue
-            instance = dataset.uid(file.header, "SOPInstanceUID") or str(number)
-            content = _content(file)
-            if instance in seen:
-                if seen[instance] != content:
-                    raise ItemError("inconsistent_series", "two of its files have one UID and differ")
-                continue
-            seen[instance] = content
-            suffix = "#" + hashlib.sha256(instance.encode()).hexdigest()[:8] if len(paths) > 1 else ""
-            place = folder / f"part-{number}"
-            place.mkdir()
-            made = _entries(file, kind, called, place, options)
-            for entry in made:
-                (place / entry["file"]).rename(folder / f"{number}-{entry['file']}")
-            entries += [
-                entry | {"file": f"{number}-{entry['file']}", "suffix": suffix + entry["suffix"]} for entry in made
-            ]
-            place.rmdir()
-    if found.every:
-        entries += _volumes(found, paths, folder, options.limits)
+            instance, content = dataset.uid(file.header, "SOPInstanceUID") or str(number), _content(file)
+            if seen.setdefault(instance, content) != content:
+                raise ItemError("inconsistent_series", "two of its files have one UID and differ")
+            if instance not in dict(others):  # else it is a copy
+                others.append((instance, _entries(file, kind, called, folder, f"{number}-", options)))
+    entries = _volumes(found, paths, folder, options.limits) if found.every else []
+    alone = len(others) == 1 and not entries
+    for instance, made in others:
+        suffix = "" if alone else "#" + hashlib.sha256(instance.encode()).hexdigest()[:8]
+        entries += [entry | {"suffix": suffix + entry["suffix"]} for entry in made]
     return entries
 
 
 def _collect(found: _Found, file: File, number: int, called: str, options: ReadOptions) -> None:
     """Take the slices of a file into a source's. Raises ItemError."""
     layout = pixels.layout(file, options.limits)
-    classes.check_burned_in(file, called, layout.photometric, allowed=bool(getattr(options, "allow_burned_in", False)))
+    classes.check_burned_in(file, called, layout.photometric, allowed=options.allow_burned_in)
     identity = classes.identity(file.header, "slices")
     if found.identity not in ({}, identity) or found.called not in ("", called):
         raise ItemError("inconsistent_series", "its files are of several subjects, studies or kinds")
@@ -136,8 +127,10 @@ def _volumes(found: _Found, paths: Sequence[Path], folder: Path, limits: Limits)
     return entries
 
 
-def _entries(file: File, kind: str, called: str, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
-    """The items of a file that is not slices. Raises ItemError."""
+def _entries(
+    file: File, kind: str, called: str, folder: Path, start: str, options: ReadOptions
+) -> list[dict[str, Any]]:
+    """The items of a file that is not slices, in files whose names begin with `start`. Raises ItemError."""
     shared: dict[str, Any] = {
         "modality": called,
         "suffix": "",
@@ -145,23 +138,23 @@ def _entries(file: File, kind: str, called: str, folder: Path, options: ReadOpti
         **classes.identity(file.header, "images" if kind == "images" else "segments"),
     }
     if kind == "contours":
-        meta, said, outlined = contours.write(file, folder / "contours.npy", options.limits)
-        more = {"kind": "contours", "file": "contours.npy", "meta": meta, "derived_from": outlined}
+        meta, said, outlined = contours.write(file, folder / f"{start}contours.npy", options.limits)
+        more = {"kind": "contours", "file": f"{start}contours.npy", "meta": meta, "derived_from": outlined}
         return [shared | more | {"attributes": {"format": name, **said}}]
     layout = pixels.layout(file, options.limits)
-    classes.check_burned_in(file, called, layout.photometric, allowed=bool(getattr(options, "allow_burned_in", False)))
+    classes.check_burned_in(file, called, layout.photometric, allowed=options.allow_burned_in)
     said = _said(file, layout)
     if kind == "segments":
         source = segments.segmented(file.header)
         return [
             shared | {"kind": "volume", "derived_from": source, "attributes": {**said, **made.pop("said")}} | made
-            for made in segments.write(file, layout, folder, options.limits)
+            for made in segments.write(file, layout, folder, start, options.limits)
         ]
-    meta, more, numbered = images.write(file, layout, folder / "images.npy", options.limits)
+    meta, more, numbered = images.write(file, layout, folder / f"{start}images.npy", options.limits)
     side = attributes.laterality(file.header)
     return [
         shared
-        | {"kind": "images", "file": "images.npy", "meta": meta, "numbered": numbered, "laterality": side}
+        | {"kind": "images", "file": f"{start}images.npy", "meta": meta, "numbered": numbered, "laterality": side}
         | {"attributes": {**said, **more}}
     ]
 

@@ -23,7 +23,7 @@ _CODE = re.compile(r"\d{4,18}|[A-Z]\d?-[0-9A-F]{4,6}")
 _SCHEMES = ("SCT", "SRT", "SNM3", "99SDM", "DCM", "FMA", "UMLS", "NCIt", "RADLEX", "LN")
 
 
-def write(file: File, layout: Layout, folder: Path, limits: Limits) -> Iterator[dict[str, Any]]:
+def write(file: File, layout: Layout, folder: Path, start: str, limits: Limits) -> Iterator[dict[str, Any]]:
     """Write the volumes; gives for each `file`, `suffix`, `meta` and what to say of it. Raises ItemError."""
     header = file.header
     coded = {number: _coded(one) for one in dataset.items(header, "SegmentSequence") if (number := _number(one))}
@@ -45,7 +45,7 @@ def write(file: File, layout: Layout, folder: Path, limits: Limits) -> Iterator[
     if kind == "FRACTIONAL":
         rescale = (1.0 / (dataset.number(header, "MaximumFractionalValue") or 255.0), 0.0)
     for chosen in [[number] for number in numbers] if apart else [numbers]:
-        name = f"segments-{chosen[0]}.npy" if apart else "segments.npy"
+        name = f"{start}segments-{chosen[0]}.npy" if apart else f"{start}segments.npy"
         _fill(file, layout, folder / name, [(p, f) for p, f in zip(places, frames, strict=True) if f.segment in chosen],
               shape, dtype, labels=kind == "BINARY")  # fmt: skip
         said = {"segments": [{"number": number, **coded.get(number, {})} for number in chosen]}
