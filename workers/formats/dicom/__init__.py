@@ -55,7 +55,8 @@ def part_of(path: Path) -> Part:
     """The series that a file is a part of, or the image that it is, from its header alone. Raises ItemError."""
     with dataset.read(path, dataset.UNDECIDED_BYTES, whole=False, tags=_TELLING) as file:
         kind, _ = classes.kind_of(file)
-        return Part(**classes.identity(file.header, kind))
+        told = classes.identity(file.header, kind)
+        return Part(told["key"], told["subject"], told["session"])
 
 
 def preflight(path: Path, limits: Limits) -> None:

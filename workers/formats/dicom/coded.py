@@ -1,15 +1,17 @@
-"""RLE, lossless JPEG and JPEG of 12 bits by imagecodecs, as a plugin of pydicom's.
+"""Lossless JPEG and JPEG of 12 bits by imagecodecs, as a plugin of pydicom's: its own ones for these are under the GPL.
 
-Its own plugins for these are slow (RLE in Python), end in a panic on damaged data (in Rust), or are under the GPL.
+RLE is decoded by pydicom in Python. Of faster decoders one ends in a panic on damaged data, and one reads past its end.
 """
 
 from typing import Any
 
 import numpy as np
 
+from . import dataset
+
 RLE = "1.2.840.10008.1.2.5"
 EXTENDED, LOSSLESS, LOSSLESS_SV1 = (f"1.2.840.10008.1.2.4.{number}" for number in (51, 57, 70))
-SYNTAXES = (RLE, EXTENDED, LOSSLESS, LOSSLESS_SV1)
+SYNTAXES = (EXTENDED, LOSSLESS, LOSSLESS_SV1)
 LABEL = "imagecodecs"
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("numpy", "imagecodecs"))
 
@@ -21,7 +23,7 @@ def is_available(uid: str) -> bool:
 
 def add() -> None:
     """Make pydicom know this plugin."""
-    from pydicom.pixels import get_decoder
+    get_decoder = dataset.library().pixels.get_decoder
 
     for syntax in SYNTAXES:
         if LABEL not in (decoder := get_decoder(syntax)).available_plugins:
@@ -33,13 +35,6 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     import imagecodecs
 
     dtype = np.dtype(f"<u{runner.bits_allocated // 8}")
-    if runner.transfer_syntax == RLE:
-        runner.set_option("planar_configuration", 1)
-        size = runner.rows * runner.columns * runner.samples_per_pixel * dtype.itemsize
-        planes = bytes(imagecodecs.dicomrle_decode(source, dtype.str))
-        if len(planes) < size:
-            raise ValueError("its segments are too short")
-        return planes[:size]
     colours = runner.samples_per_pixel > 1
     if colours and (runner.transfer_syntax == EXTENDED or runner.photometric_interpretation != "RGB"):
         raise ValueError("colours would be converted, or not, unseen")

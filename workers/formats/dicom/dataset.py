@@ -150,6 +150,7 @@ def library() -> Any:
 
     import pydicom
     import pydicom.filereader
+    import pydicom.pixels
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)

@@ -26,7 +26,8 @@ _JPEG = "1.2.840.10008.1.2.4."
 _NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 _DECODERS = {
     f"{_JPEG}50": "pillow",  # baseline
-    **dict.fromkeys(coded.SYNTAXES, coded.LABEL),  # RLE, JPEG of 12 bits and lossless
+    coded.RLE: "pydicom",
+    **dict.fromkeys(coded.SYNTAXES, coded.LABEL),  # JPEG of 12 bits and lossless
     f"{_JPEG}80": "pyjpegls",  # JPEG-LS
     f"{_JPEG}81": "pyjpegls",
     f"{_JPEG}90": "pylibjpeg",  # JPEG 2000, by openjpeg
@@ -105,14 +106,10 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
     opened, pixels = file.opened, file.opened.pixels
     if pixels is None:
         raise ItemError("truncated", "it ends before its pixels; copy it again")
-    from pydicom.pixels import apply_color_lut, as_pixel_options, get_decoder
-
+    pydicom = dataset.library()
     coded.add()
     if pixels.length is None:
         _check_coded(file, made)
-    options = as_pixel_options(file.header, number_of_frames=made.frames, pixel_keyword=pixels.keyword)
-    options["pixel_vr"] = pixels.vr or "OW"
-    options.pop("transfer_syntax_uid", None)
     plugin = _DECODERS.get(opened.syntax, "")
     syntax = EXPLICIT if opened.syntax == DEFLATED else opened.syntax
     shape = (made.rows, made.columns, *([made.channels] if made.channels > 1 else []))
@@ -120,14 +117,17 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            options = pydicom.pixels.as_pixel_options(
+                file.header, number_of_frames=made.frames, pixel_keyword=pixels.keyword, pixel_vr=pixels.vr or "OW"
+            )
             opened.file.seek(pixels.offset)
-            decoder = get_decoder(syntax)
+            decoder = pydicom.pixels.get_decoder(syntax)
             decoded = decoder.iter_array(
                 opened.file, indices=indices, validate=True, raw=False, decoding_plugin=plugin, **options
             )
             for frame, _ in islice(decoded, made.frames if indices is None else len(indices)):
                 count += 1
-                coloured = apply_color_lut(frame, file.header) if made.photometric == _PALETTE else frame
+                coloured = pydicom.pixels.apply_color_lut(frame, file.header) if made.photometric == _PALETTE else frame
                 if coloured.shape != shape:
                     raise ItemError("header_lies", "a frame has another shape than its header says")
                 yield np.ascontiguousarray(coloured, made.dtype)

@@ -137,7 +137,7 @@ def _stacks(group: list[Slice], digest: Digest) -> list[Stack]:
 def _places(group: list[Slice], normal: np.ndarray) -> list[list[Slice]]:
     """Slices by their place along the normal."""
     at = np.array([np.dot(one.position, normal) for one in group])  # type: ignore[arg-type]
-    order = np.lexsort([[one.frame for one in group], [one.file for one in group], at])
+    order = np.lexsort((np.array([one.frame for one in group]), np.array([one.file for one in group]), at))
     steps = np.diff(at[order])
     usual = float(np.median(steps[steps > 1e-3])) if (steps > 1e-3).any() else 1.0
     places: list[list[Slice]] = []
