@@ -29,8 +29,6 @@ _TELLING = (
     "DirectoryRecordSequence",
 )
 """Elements that tell what a file is a part of."""
-_EXTRA_BYTES = 2**26
-"""What a deflated file may have beside the pixels."""
 _UNITS = {"CT": "[hnsf'U]"}
 """UCUM, of the values after rescaling."""
 
@@ -61,7 +59,7 @@ def part_of(path: Path) -> Part:
 
 def preflight(path: Path, limits: Limits) -> None:
     """Hold the header to the limits, and to what is in the file. Raises ItemError."""
-    with dataset.read(path, limits.item_bytes + _EXTRA_BYTES) as file:
+    with dataset.read(path, limits.item_bytes + pixels.EXTRA_BYTES) as file:
         if classes.kind_of(file)[0] != "contours":
             pixels.layout(file, limits)
 
@@ -74,7 +72,7 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     paths = [Path(part) for part in options.parts] or [path]
     found, others, seen = _Found(), list[tuple[str, list[dict[str, Any]]]](), dict[str, str]()
     for number, one in enumerate(paths):
-        with dataset.read(one, options.limits.item_bytes + _EXTRA_BYTES) as file:
+        with dataset.read(one, options.limits.item_bytes + pixels.EXTRA_BYTES) as file:
             kind, called = classes.kind_of(file)
             if kind == "slices":
                 _collect(found, file, number, called, options)

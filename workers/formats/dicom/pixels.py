@@ -20,6 +20,8 @@ from . import coded, dataset
 from .dataset import File
 from .structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
+EXTRA_BYTES = 2**26
+"""What a deflated file may have beside the pixels."""
 FRAME_BYTES = 2**28
 """One frame, decoded, at most."""
 _JPEG = "1.2.840.10008.1.2.4."
@@ -40,6 +42,17 @@ _PALETTE = "PALETTE COLOR"
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _HEAD = 2**16
+GREY_TAGS = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "NumberOfFrames",
+)
+"""All that decoding grey pixels needs of a header."""
 
 
 @dataclass(frozen=True)

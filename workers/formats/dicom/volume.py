@@ -59,7 +59,7 @@ def digests(paths: Sequence[Path], limits: Limits) -> series.Digest:
     """A hash of the pixels of a slice, which is read again for that."""
 
     def digest(one: Slice) -> str:
-        with dataset.read(paths[one.file], limits.item_bytes) as file:
+        with dataset.read(paths[one.file], limits.item_bytes + pixels.EXTRA_BYTES) as file:
             [frame] = pixels.frames(file, one.layout, [one.frame])
             return hashlib.sha256(frame.data).hexdigest()
 
@@ -85,7 +85,7 @@ def write(
     non_finite = 0
     with voxels(out, shape, dtype) as made:
         for number, wanted in sorted(places.items()):
-            with dataset.read(paths[number], limits.item_bytes) as file:
+            with dataset.read(paths[number], limits.item_bytes + pixels.EXTRA_BYTES, tags=pixels.GREY_TAGS) as file:
                 layout: Layout = next(iter(wanted.values()))[1].layout
                 for frame, data in enumerate(pixels.frames(file, layout)):
                     if frame not in wanted:
