@@ -86,6 +86,18 @@ def write_recording(
     return _write_group(lake, prefix, "signal", data, ["channel", "time"], chunks, meta, {}, recorded)
 
 
+def write_contours(
+    lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any], recorded: integrity.Recorded | None = None
+) -> StoredArray:
+    """Write outlines (N, 4) float64: x, y, z in RAS mm, and the contour that a point is of, counted from 0.
+
+    `meta` has `contours`, [number of the structure, first point, number of points, kind] for each, and `rois`.
+    `recorded` as for volumes.
+    """
+    chunks = (min(max(data.shape[0], 1), 2**16), data.shape[1])
+    return _write_group(lake, prefix, "points", data, ["point", "value"], chunks, meta, {}, recorded)
+
+
 def _write_group(
     lake: Lake,
     prefix: str,
@@ -146,7 +158,7 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
     EnvironmentFailure where storage fails.
     """
     meta = read_meta(lake, path)
-    name = "signal" if "rate" in meta else "0"
+    name = "signal" if "rate" in meta else "points" if "contours" in meta else "0"
     with decoding(lake, path):
         found = layout(lake.store.get(f"{path}/{name}/zarr.json"))
         if found is not None:

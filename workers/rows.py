@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -26,6 +26,14 @@ PACKED = ("sequences", "images")
 """Kinds of which many share an array or a file; the others are arrays by themselves."""
 MAPPED = 2**20
 """Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
+
+
+_WRITES: Mapping[str, Callable[..., arrays.StoredArray]] = {
+    "volume": arrays.write_volume,
+    "recording": arrays.write_recording,
+    "contours": arrays.write_contours,
+}
+"""What is an array of its own, by kind."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,13 @@ def store_arrays(
     decoded: Decoded,
     recorded: Recorded | None = None,
 ) -> list[Claim]:
-    """Write the volumes and recordings of a source; `recorded` as in lake.arrays.
+    """Write the volumes, recordings and outlines of a source; `recorded` as in lake.arrays.
 
     Raises ItemError where the reader broke its contract.
     """
     claims = []
     for entry in decoded.entries:
-        if entry.get("kind") not in ("volume", "recording"):
+        if entry.get("kind") not in _WRITES:
             continue
         try:
             claims.append(_array_claim(lake, dataset, source, options, decoded, entry, recorded))
@@ -116,15 +124,14 @@ def _array_claim(
     volume = entry["kind"] == "volume"
     if data.ndim not in ((3, 4) if volume else (2,)):
         raise ValueError("axes")
-    write = arrays.write_volume if volume else arrays.write_recording
-    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
+    stored = _WRITES[entry["kind"]](lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
     row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
     row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
     if volume:
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
-    else:
+    elif entry["kind"] == "recording":
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
     return Claim(row, stored.files, healed=stored.healed)
 

@@ -125,7 +125,7 @@ def source_at(place: Path) -> None:
     out.mkdir()
     with contextlib.suppress(ItemError):
         part_of(place, None)
-    options = ReadOptions(Limits(ITEM_BYTES))
+    options = ReadOptions(Limits(ITEM_BYTES), allow_burned_in=True)
     answer = _answer({"path": os.fsencode(place).hex(), "folder": str(out), "format": None, "options": asdict(options)})
     json.dumps(answer)
     if not answer["ok"]:
@@ -312,6 +312,15 @@ def tiff() -> list[bytes]:
         tifffile.imwrite(buffer, data, **options)
         made.append(buffer.getvalue())
     return made
+
+
+def dicoms() -> list[bytes]:
+    """Small files of pydicom's, some of them compressed, and a structure set."""
+    import pydicom
+
+    names = ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "rtdose_1frame.dcm", "JPEGLSNearLossless_08.dcm",
+             "SC_rgb_small_odd_jpeg.dcm", "image_dfl.dcm", "rtstruct.dcm", "rtdose_rle.dcm")  # fmt: skip
+    return [(Path(pydicom.__file__).parent / "data" / "test_files" / name).read_bytes() for name in names]
 
 
 # Jobs and models
@@ -615,6 +624,7 @@ ZARR, IMAGES = "datasets/d/arrays/*.zarr", "datasets/d/images/*.zarr"
 TARGETS: dict[str, Target] = {
     "nifti": Target(nifti, source),
     "nifti.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in nifti()], source, within_gzip),
+    "dicom": Target(dicoms, source),
     "edf": Target(edf, source),
     "brainvision": Target(lambda: [BRAINVISION.encode()], beside(recording_files(), "sub-1_task-x_eeg.vhdr")),
     "brainvision.markers": Target(lambda: [MARKERS.encode()], beside(recording_files(), "sub-1_task-x_eeg.vmrk")),
