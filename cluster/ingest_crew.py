@@ -1,7 +1,7 @@
 """Ingest on Ray: actors that each read sources in a decoder of their own. Bytes go from the source to storage, never here."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -29,27 +29,34 @@ class Reading:
     def __init__(self, root: str, lake_id: str, dataset: str, options: IngestOptions, withdrawn: Suppressed) -> None:
         os.umask(0o077)
         head.end_with(ray.get_runtime_context().gcs_address)
-        lake = Lake.open(root)
-        if lake.lake_id != lake_id or not lake.key:  # ids are made here
-            raise LakeError("another lake is there")
-        self._reader = SourceReader(lake, dataset, options, withdrawn)
+        self._root, self._lake_id = root, lake_id
+        self._said = dataset, options, withdrawn
+        self._reader: SourceReader | None = None
         self._decoder = Decoder(deadline_s=options.deadline_s)
 
     def ask(self, sources: Sequence[Source]) -> list[Told] | str:
         """What files are, or why the environment failed."""
-        try:
-            return ask_about(sources, self._reader.options.format, self._decoder)
-        except DiastoleError as error:
-            return str(error)
+        return self._done(lambda reader: ask_about(sources, reader.options.format, self._decoder))
 
     def read(self, tasks: Sequence[Task]) -> list[Read] | str:
         """Read sources and write what they hold, or why the environment failed."""
+        return self._done(lambda reader: read_all(reader, tasks, self._decoder))
+
+    def _done(self, act: Callable[[SourceReader], list[Any]]) -> list[Any] | str:
         try:
-            return read_all(self._reader, tasks, self._decoder)
+            return act(self._opened())
         except DiastoleError as error:
             return str(error)
         except OSError as error:
             return f"the system failed: {error.strerror}"
+
+    def _opened(self) -> SourceReader:
+        if self._reader is None:
+            lake = Lake.open(self._root)
+            if lake.lake_id != self._lake_id or not lake.key:  # ids are made here
+                raise LakeError("a worker found another lake at the same place; is its storage shared?")
+            self._reader = SourceReader(lake, *self._said)
+        return self._reader
 
 
 class Crew:
@@ -117,7 +124,7 @@ class _Sent:
                 self._crew.replace(self._actor)
                 self._actor, self._reference = self._crew.send(self._method, self._what)
         raise EnvironmentFailure(
-            f"processes that read sources do not start, or died ({why}); is the lake's key on all nodes, and is there memory?"
+            f"processes that read sources died ({why}), {TRIES} times in a row; is there memory for them? Then ingest again"
         )
 
 
