@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -177,8 +178,7 @@ def millimetres(unit: str) -> float | None:
 
 def geometry(affine: np.ndarray, *, oriented: bool) -> dict[str, Any]:
     """`spacing`, `orientation` (None unless `oriented`) and `affine` of a voxel to RAS mm affine. Raises ItemError."""
-    import nibabel
-
+    nibabel: Any = import_module("nibabel")  # its functions are not typed
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
     axes = nibabel.aff2axcodes(affine)

@@ -56,8 +56,8 @@ def _dye(said: Ome, channel: int) -> dict[str, Any]:
 
 def _geometry(file: Any, said: Ome) -> tuple[dict[str, Any], dict[str, Any]]:
     attributes: dict[str, Any] = {"format": "tiff", "affine": "assumed"}
-    flat = tiff_pages.spacing(file) or [None, None]
-    known = [said.spacing[0] or flat[0], said.spacing[1] or flat[1], said.spacing[2] or tiff_pages.imagej_depth(file)]
+    x, y = tiff_pages.spacing(file) or (None, None)
+    known = [said.spacing[0] or x, said.spacing[1] or y, said.spacing[2] or tiff_pages.imagej_depth(file)]
     if None in known:
         attributes["spacing"] = "assumed"
     affine = np.diag([*(size or 1.0 for size in known), 1.0])
