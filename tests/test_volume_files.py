@@ -12,10 +12,12 @@ import published
 import pytest
 import SimpleITK as sitk
 
+from diastole.lake import arrays, items, quarantine
 from diastole.lake.errors import ItemError
 from diastole.workers import formats
 from diastole.workers.decode import Decoder
 from diastole.workers.formats import Limits, ReadOptions, metaimage, nifti, nrrd
+from diastole.workers.ingest import IngestOptions, ingest
 
 REAL = [f"{name}_{kind}" for name in ("brain1", "brain2", "breast1", "lung1", "lung2") for kind in ("image", "label")]
 NAME = "SMITHJOHN1957"
@@ -274,7 +276,7 @@ def test_a_data_file_that_is_a_link_or_not_there_is_refused(tmp_path):
     ):
         assert code(path, tmp_path / "out") == "incomplete"
         (inner / "a.raw").symlink_to(tmp_path / "secret.raw")
-        assert code(path, tmp_path / "out") == "incomplete"
+        assert code(path, tmp_path / "out") == "unsupported"
         (inner / "a.raw").unlink()
 
 
@@ -401,6 +403,35 @@ def test_names_in_any_text_field_are_found_nowhere(tmp_path, volume):
     ):
         (tmp_path / "junk").write_text(junk)
         code(tmp_path / "junk", tmp_path / "out")
+
+
+@pytest.mark.fault(43)
+def test_a_cohort_of_them_is_ingested_with_its_data_files_and_without_a_name(lake, tmp_path, volume):
+    small, place = volume[:9, :8, :7], tmp_path / "in"
+    place.mkdir()
+    for name, packed in (("a.nrrd", True), ("b.nhdr", True), ("c.mha", False), ("d.mhd", True), ("e.hdr", False)):
+        sitk.WriteImage(small + ord(name[0]), str(place / f"{NAME}{name}"), packed)
+    header = place / f"{NAME}d.mhd"
+    header.write_text(f"Comment = {NAME}\n" + header.read_text())
+    (place / "junk.mha").write_text(f"ObjectType = Image\nNDims = 3\nDimSize = {NAME}\nElementDataFile = LOCAL\n")
+    report = ingest(lake, "d", [place], IngestOptions(modality="CT"))
+    assert report.quarantined == {"header_lies": 1}
+    found = {}
+    for row in items.read_items(lake, "d").to_pylist():
+        data, _ = arrays.read_whole(lake, row["array"], row["content_digest"])
+        found[int(data.flat[0])] = data
+    wanted = sitk.GetArrayFromImage(small)
+    assert sorted(found) == [int(wanted.flat[0]) + ord(letter) for letter in "abcde"]
+    for first, data in found.items():
+        assert np.array_equal(data, wanted + (first - int(wanted.flat[0])))
+    sitk.WriteImage(small + 300, str(place / f"{NAME}d.mhd"), True)  # only its data file is another
+    header.write_text(f"Comment = {NAME}\n" + header.read_text())
+    ingest(lake, "d", [place], IngestOptions(modality="CT"))
+    assert items.read_items(lake, "d").num_rows == 5
+    for path in lake.store.local.rglob("*"):
+        assert NAME not in str(path.relative_to(lake.store.local))
+        assert not path.is_file() or NAME.encode() not in path.read_bytes()
+    assert NAME not in str(quarantine.read(lake).to_pylist())
 
 
 def test_they_are_told_by_their_first_bytes(tmp_path, volume):

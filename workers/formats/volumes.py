@@ -236,6 +236,10 @@ def part(data_file: str | None) -> Part:
 def beside(path: Path, names: tuple[str, ...], options: ReadOptions) -> Path:
     """The data file of a header, among the source's parts. Raises ItemError where it is not one of them."""
     for one in map(Path, options.parts):
-        if one.name in names and one.parent == path.parent and not one.is_symlink() and one.is_file():
+        if one.name in names and one.parent == path.parent and one.is_file():
+            if one.resolve().parent != path.parent.resolve():
+                raise ItemError(
+                    "unsupported", "the file that has its data is a link out of its folder; put it there itself"
+                )
             return one
     raise ItemError("incomplete", "the file that has its data is not beside it; put it there, under its own name")
