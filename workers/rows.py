@@ -143,7 +143,7 @@ def _slide_claim(
     found = [np.load(decoded.file(name), mmap_mode="r", allow_pickle=False) for name in entry["levels"]]
     levels, meta = [arrays.check_dtype(one) for one in found], dict(entry["meta"])
     stored = slides.write_slide(lake, lake.dataset(dataset, "arrays"), levels, meta, recorded)
-    row = _row(lake, dataset, source, options, str(entry["suffix"]))
+    row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(levels[0].shape)}
     row |= {"dtype": levels[0].dtype.name, "nbytes": sum(one.nbytes for one in levels)}
