@@ -42,7 +42,7 @@ def make(root: Path, count: int) -> None:
 def know(lake: Lake, root: Path, count: int) -> None:
     """Write what an ingest would have written of them."""
     options, now = IngestOptions(), datetime.now(UTC)
-    compared = Comparison(lake, options, items.read_sources(lake, "d").combine_chunks())
+    compared = Comparison(lake, options, items.read_sources(lake, "d"))
     compared.take_all(Listing.of([root]))
     assert len(compared.changed) == count
     keys, sources = list(compared.changed), list(compared.changed.values())

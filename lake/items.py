@@ -93,12 +93,26 @@ def read_items(lake: Lake, dataset: str, columns: list[str] | None = None) -> pa
 
 
 def read_sources(lake: Lake, dataset: str) -> pa.Table:
-    """Sources of a dataset, empty where it does not exist."""
-    found = delta.read(lake, lake.dataset(dataset, "sources"), schema=SOURCES)
-    for field in SOURCES:
-        if field.name not in found.column_names:  # a table from before there was such a column
-            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
-    return found.select(SOURCES.names).cast(SOURCES)
+    """Sources of a dataset, each column in one chunk; empty where it does not exist.
+
+    Column by column, since there may be millions: all at once, Arrow takes three times what they need.
+    """
+    path = lake.dataset(dataset, "sources")
+    table = delta.open_table(lake, path)
+    if table is None:
+        return SOURCES.empty_table().combine_chunks()
+    columns = []
+    with delta.storage(path):
+        found = delta.dataset(table)
+        rows = found.count_rows()
+        for field in SOURCES:
+            if field.name in found.schema.names:  # else it is a table from before there was such a column
+                column = found.to_table([field.name]).column(0).combine_chunks().cast(field.type)
+            else:
+                column = pa.nulls(rows, field.type)
+            columns.append(column)
+            pa.default_memory_pool().release_unused()
+    return pa.table(columns, schema=SOURCES)
 
 
 def write_items(

@@ -260,9 +260,9 @@ def test_a_data_file_elsewhere_is_refused(tmp_path, target):
     (tmp_path / "secret.raw").write_bytes(BYTES)
     inner = tmp_path / "in"
     inner.mkdir()
-    assert code(meta(inner / "a.mhd", {"ElementDataFile": target}, b""), tmp_path / "out") == "unsupported"
+    assert code(meta(inner / "a.mhd", {"ElementDataFile": target}, b""), tmp_path / "out") == "header_lies"
     path = by_hand(inner / "a.nhdr", CUBE | {"data file": target}, b"")
-    assert code(path, tmp_path / "out") == "unsupported"
+    assert code(path, tmp_path / "out") == "header_lies"
 
 
 @pytest.mark.fault(41)
@@ -274,9 +274,9 @@ def test_a_data_file_that_is_a_link_or_not_there_is_refused(tmp_path):
         meta(inner / "a.mhd", {"ElementDataFile": "a.raw"}, b""),
         by_hand(inner / "a.nhdr", CUBE | {"data file": "a.raw"}, b""),
     ):
-        assert code(path, tmp_path / "out") == "incomplete"
+        assert code(path, tmp_path / "out") == "part_missing"
         (inner / "a.raw").symlink_to(tmp_path / "secret.raw")
-        assert code(path, tmp_path / "out") == "unsupported"
+        assert code(path, tmp_path / "out") == "part_missing"
         (inner / "a.raw").unlink()
 
 

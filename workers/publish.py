@@ -99,7 +99,7 @@ class Ledger:
         self.check = check
         """Raises where what was stored may have been swept before a row refers to it."""
         self._lake, self._dataset = lake, dataset
-        self._known = items.read_sources(lake, dataset).combine_chunks() if known is None else known
+        self._known = items.read_sources(lake, dataset) if known is None else known
         self._fresh: dict[str, list[str]] = {}  # source_key → items of what was written since
         self._changed: dict[str, Row] = {}  # rows of those of them that were not read
         self._holders: dict[str, set[str]] = {}  # item_id → keys of those of them that claim it

@@ -68,7 +68,7 @@ def preflight(path: Path, limits: Limits) -> None:
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
     """Copy the voxels into `folder`/voxels.npy, little-endian; the first voxel axis is the last one of the array."""
     header = _header(path)
-    data = volumes.beside(path, _images(path), options) if header.paired else path
+    data = volumes.data_file(path, _images(path), options) if header.paired else path
     _hold_file(data, header)
     meta, affine_from = _geometry(header)
     attributes: dict[str, Any] = {"format": f"nifti{header.version}", "affine": affine_from}

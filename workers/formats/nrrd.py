@@ -72,7 +72,7 @@ def preflight(path: Path, limits: Limits) -> None:
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
     """Copy the voxels into `folder`/voxels.npy, or `folder`/images.npy where there are two axes."""
     header = _header(path)
-    data = path if header.data_file is None else volumes.beside(path, (header.data_file,), options)
+    data = path if header.data_file is None else volumes.data_file(path, (header.data_file,), options)
     if len(header.voxels.shape) == 2:
         volumes.copy(data, header.voxels, folder / "images.npy")
         return [volumes.flat_entry(header.meta["spacing"], header.attributes)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from . import Limits, Part, ReadOptions, source
+from . import Limits, Part, ReadOptions, beside, source
 from .image import entry as image_entry
 from .stack import DTYPES as IMAGE_DTYPES
 
@@ -221,25 +221,18 @@ def flat_entry(spacing: list[float] | None, attributes: dict[str, Any]) -> dict[
 
 def plain_name(name: str) -> str:
     """The name of a file in the header's own folder. Raises ItemError for paths, addresses and patterns."""
-    odd = any(letter in name for letter in "/\\:%\0\n\r*?") or name in ("", ".", "..") or len(name.encode()) > 255
-    if odd or not name.isprintable():
-        said = "it names its data by a path, a list or a pattern; only the plain name of one file beside it is read"
+    if any(letter in name for letter in "%*?") or not name.isprintable():
+        said = "it names its data by a list or a pattern; only the plain name of one file beside it is read"
         raise ItemError("unsupported", said)
-    return name
+    return beside.plain(name)
 
 
-def part(data_file: str | None) -> Part:
+def part(named: str | None) -> Part:
     """What a header is a part of: itself, and the file that has its data."""
-    return Part() if data_file is None else Part(beside=(plain_name(data_file),))
+    return Part() if named is None else Part(beside=(plain_name(named),))
 
 
-def beside(path: Path, names: tuple[str, ...], options: ReadOptions) -> Path:
-    """The data file of a header, among the source's parts. Raises ItemError where it is not one of them."""
-    for one in map(Path, options.parts):
-        if one.name in names and one.parent == path.parent and one.is_file():
-            if one.resolve().parent != path.parent.resolve():
-                raise ItemError(
-                    "unsupported", "the file that has its data is a link out of its folder; put it there itself"
-                )
-            return one
-    raise ItemError("incomplete", "the file that has its data is not beside it; put it there, under its own name")
+def data_file(path: Path, names: tuple[str, ...], options: ReadOptions) -> Path:
+    """The data file of a header, the first of these names that is there. Raises ItemError where none is."""
+    there = [name for name in names if beside.there(path, name, options.parts)]
+    return beside.find(path, (there or names)[0], options.parts, "file of voxels")
