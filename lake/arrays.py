@@ -102,7 +102,7 @@ def _write_group(
     data = np.ascontiguousarray(data)
     digest = content_digest(header(data.shape, data.dtype, meta), data)
     path = f"{prefix}/{digest}.zarr"
-    with _writing(path):
+    with writing(path):
         healed = recorded is not None and _damaged(lake, path, digest, recorded)
         if healed:
             lake.store.delete(f"{path}/zarr.json")  # first, so that a kill in between leaves no whole array
@@ -207,7 +207,7 @@ _PATHS_LOCK = threading.Lock()
 
 
 @contextmanager
-def _writing(path: str) -> Iterator[None]:
+def writing(path: str) -> Iterator[None]:
     """Two threads with the same content take turns; otherwise the second would delete what the first has written."""
     with _PATHS_LOCK:
         lock = _PATHS.setdefault(path, threading.Lock())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diastole.lake import arrays, sequences
+from diastole.lake import arrays, sequences, suppressed
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import canonical_json, content_digests, keyed
 from diastole.lake.integrity import FileRecord, Recorded
@@ -17,6 +17,7 @@ from diastole.lake.layout import Lake
 
 from .decode import Decoded
 from .sources import IngestOptions, Source, acquired_at
+from .variants import store_variants
 
 Row = dict[str, Any]
 MAPPED = 2**20
@@ -54,16 +55,17 @@ def store_arrays(
     decoded: Decoded,
     recorded: Recorded | None = None,
 ) -> list[Claim]:
-    """Write the volumes and recordings of a source; `recorded` as in lake.arrays.
+    """Write the volumes, recordings and variants of a source; `recorded` as in lake.arrays.
 
     Raises ItemError where the reader broke its contract.
     """
     claims = []
     for entry in decoded.entries:
-        if entry.get("kind") not in ("volume", "recording"):
+        if entry.get("kind") not in ("volume", "recording", "variants"):
             continue
+        make = _variants_claim if entry["kind"] == "variants" else _array_claim
         try:
-            claims.append(_array_claim(lake, dataset, source, options, decoded, entry, recorded))
+            claims.append(make(lake, dataset, source, options, decoded, entry, recorded))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ItemError(
                 "unsupported", f"the {decoded.format} reader gave something that cannot be stored"
@@ -121,6 +123,27 @@ def _array_claim(
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
     else:
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
+    return Claim(row, stored.files, healed=stored.healed)
+
+
+def _variants_claim(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    decoded: Decoded,
+    entry: Mapping[str, Any],
+    recorded: Recorded | None,
+) -> Claim:
+    subject = source.subject or entry.get("subject")
+    gone = suppressed.read(lake).subjects
+    prefix = lake.dataset(dataset, "arrays")
+    stored, shape, nbytes = store_variants(lake, prefix, decoded, entry, subject, gone, recorded)
+    row = _row(lake, dataset, source, options, str(entry["suffix"]))
+    row["modality"] = source.modality(options) or entry["modality"]
+    row["subject_id"] = lake.subject_id(str(subject)) if subject else None
+    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": shape, "nbytes": nbytes}
+    row["attributes"] = canonical_json({**entry["attributes"], "samples": shape[1]}).decode()
     return Claim(row, stored.files, healed=stored.healed)
 
 

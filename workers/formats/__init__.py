@@ -17,7 +17,7 @@ from diastole.lake.errors import ItemError, SpecError
 
 from . import source
 
-BUILT_IN = ("nifti", "edf", "fasta", "stack", "image", "tiff")
+BUILT_IN = ("nifti", "edf", "fasta", "genbank", "structure", "variants", "stack", "image", "tiff")
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
 """How much of a file, after gunzip, a reader is shown to recognise it."""
