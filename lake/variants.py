@@ -182,4 +182,3 @@ def _damaged(lake: Lake, path: str, recorded: integrity.Recorded) -> bool:
 
 def _little(data: np.ndarray) -> np.dtype[Any]:
     return data.dtype.newbyteorder("<")
-

@@ -67,9 +67,7 @@ def _field(decoded: Decoded, described: Mapping[str, Any]) -> variants.Field:
     return variants.Field(dimensions, data, letters)
 
 
-def _kept(
-    decoded: Decoded, described: Mapping[str, Any], field: variants.Field, keep: np.ndarray
-) -> variants.Field:
+def _kept(decoded: Decoded, described: Mapping[str, Any], field: variants.Field, keep: np.ndarray) -> variants.Field:
     """A field without the columns of some samples, in a file beside it: it need not fit the memory."""
     path = decoded.folder / f"kept-{described['file']}"
     shape = (field.data.shape[0], int(keep.sum()), *field.data.shape[2:])

@@ -73,7 +73,9 @@ def _chain(name: str, alphabet: str, polymer: Any, sequence: list[str], states: 
         if kind:
             counts[kind] += 1
     kept = {key: count for key, count in counts.items() if count}
-    return Chain(name, alphabet, "".join(letters), "".join(observed), "".join(structure) if states is not None else None, kept)
+    return Chain(
+        name, alphabet, "".join(letters), "".join(observed), "".join(structure) if states is not None else None, kept
+    )
 
 
 def _letter(name: str, alphabet: str) -> tuple[str, str | None]:

@@ -25,7 +25,9 @@ def places(text: str, length: int) -> Place | None:
             if len(open_groups) < 2:
                 return None
             turned, parts = open_groups.pop()
-            open_groups[-1][1].extend([[start, end, -strand] for start, end, strand in parts[::-1]] if turned else parts)
+            open_groups[-1][1].extend(
+                [[start, end, -strand] for start, end, strand in parts[::-1]] if turned else parts
+            )
         elif number := first or beyond:
             start, end = int(number) - 1, int(last or number)
             if between == "^":

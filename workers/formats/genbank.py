@@ -18,7 +18,9 @@ from .records import Records
 
 name = "genbank"
 
-FEATURES = frozenset({"CDS", "gene", "mRNA", "rRNA", "tRNA", "ncRNA", "tmRNA", "exon", "intron", "mat_peptide", "sig_peptide"})
+FEATURES = frozenset(
+    {"CDS", "gene", "mRNA", "rRNA", "tRNA", "ncRNA", "tmRNA", "exon", "intron", "mat_peptide", "sig_peptide"}
+)
 FEATURES_KEPT = 1000
 """Most places of features that a record keeps; of more only the numbers are kept."""
 LINE_BYTES, LOCATION_BYTES = 2**16, 2**18

@@ -10,21 +10,18 @@ import numpy as np
 from . import variant_names as names
 from .columns import Column, Columns, TextColumn
 
-_ONE = {"Integer", "Float"}
-INFO: dict[str, set[str]] = {
-    **dict.fromkeys(("AC", "AN", "DP", "END", "NS", "SVLEN", "MQ0"), {"Integer"}),
-    **dict.fromkeys(("AF", "EAS_AF", "EUR_AF", "AFR_AF", "AMR_AF", "SAS_AF", "MAF", "R2", "DR2"), {"Float"}),
-    **dict.fromkeys(("MQ", "QD", "FS", "SOR", "MQRankSum", "ReadPosRankSum", "BaseQRankSum", "HWE"), _ONE),
-    **dict.fromkeys(("CIPOS", "CIEND"), {"Integer"}),
-    "DB": {"Flag"},
-    "SVTYPE": {"String"},
+_KEPT = {
+    "INFO/Integer": "AC AN DP END NS SVLEN MQ0 CIPOS CIEND MQ QD FS HWE",
+    "INFO/Float": "AF EAS_AF EUR_AF AFR_AF AMR_AF SAS_AF MAF R2 DR2 MQ QD FS SOR MQRankSum ReadPosRankSum BaseQRankSum HWE",
+    "INFO/Flag": "DB",
+    "INFO/String": "SVTYPE",
+    "FORMAT/String": "GT",
+    "FORMAT/Integer": "DP AD ADF ADR GQ RGQ PL MIN_DP HQ MQ SB PS",
+    "FORMAT/Float": "GQ GL GP DS MQ",
 }
-"""Fields of INFO that are kept, and the types that they may be declared with."""
-FORMAT: dict[str, set[str]] = {
-    "GT": {"String"},
-    **dict.fromkeys(("DP", "AD", "GQ", "PL", "GL", "GP", "DS", "MIN_DP", "HQ", "MQ", "RGQ", "SB", "PS", "ADF", "ADR"), _ONE),
-}  # fmt: skip
-"""Fields of FORMAT likewise."""
+"""Fields that are kept, by where they are and the type that the header declares them with."""
+KEPT = frozenset(f"{kind}/{key}" for kind, keys in _KEPT.items() for key in keys.split())
+"""INFO/Integer/AC, …"""
 _PER = {
     "alt_alleles": {"AC", "AF", "DS", "SVLEN", "EAS_AF", "EUR_AF", "AFR_AF", "AMR_AF", "SAS_AF"},
     "alleles": {"AD", "ADF", "ADR"},
@@ -90,7 +87,11 @@ class Table:
         alleles, ploidy = self._texts["variant_allele"].width, 0
         if "call_genotype" in self._numbers:
             ploidy = self._numbers["call_genotype"].width
-        sizes = {"alleles": alleles, "alt_alleles": alleles - 1, "genotypes": math.comb(alleles + (ploidy or 2) - 1, ploidy or 2)}
+        sizes = {
+            "alleles": alleles,
+            "alt_alleles": alleles - 1,
+            "genotypes": math.comb(alleles + (ploidy or 2) - 1, ploidy or 2),
+        }
         described = {}
         for name, column in [*self._numbers.items(), *self._texts.items()]:
             last = self._last_dimension(name, column.width, sizes)
@@ -168,7 +169,8 @@ class Table:
                 block[row, :, 0] = INT_MISSING
             else:
                 block[row, :, : one.shape[1] - 1] = one[:, :-1]
-                phased[row, :, 0] = one[:, -1]
+                if one.shape[1] > 2:  # where all are haploid cyvcf2 says anything: it reads past their one allele
+                    phased[row, :, 0] = one[:, -1]
         small = block.max(initial=0) <= np.iinfo(np.int8).max
         inner = (self._samples,)
         self._number("call_genotype", inner, INT_FILL, block.astype(np.int8) if small else block)

@@ -24,7 +24,9 @@ _SYMBOLIC = re.compile(
     r"((:(ME|TANDEM|ALU|L1|LINE1|SVA|HERVK?|TR|INT|DISP|UNK|NOVEL)){0,3})>"
 )
 _BREAKEND = re.compile(r"([A-Za-z.]*)([\[\]])([^\[\]]+)([\[\]])([A-Za-z.]*)")
-SVTYPES = frozenset({"DEL", "INS", "DUP", "INV", "CNV", "BND", "TRA", "CTX", "ITX", "MEI", "DUP:TANDEM", "DEL:ME", "INS:ME"})
+SVTYPES = frozenset(
+    {"DEL", "INS", "DUP", "INV", "CNV", "BND", "TRA", "CTX", "ITX", "MEI", "DUP:TANDEM", "DEL:ME", "INS:ME"}
+)
 
 _GENOMES = (
     ("GRCh38", re.compile(r"grch_?38|hg38|hs38|assembly38|GCA_000001405\.(15|2\d)|b38\b", re.IGNORECASE)),

@@ -8,16 +8,15 @@ header declares; of names and texts only what `variant_names` lets through.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diastole.lake.errors import ItemError
 
 from . import Limits, ReadOptions, source
-from .variant_columns import FORMAT, INFO, Table
+from .variant_columns import KEPT, Table
 from .variant_names import genome
 
 name = "variants"
@@ -58,7 +57,7 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     JSON string a line, for the parent to make keyed ids of.
     """
     records = _opened(path)
-    contigs, said = _contigs(records)
+    contigs, said = _contigs(records.raw_header)
     table = Table(folder, options.limits.item_bytes, len(records.samples), _fields(records), list(contigs))
     for record in _records(records):
         table.add(record)
@@ -88,7 +87,7 @@ def _opened(path: Path) -> Any:
         handle = os.dup(file.fileno())  # a number cannot be an address or '-'; htslib closes it
     try:
         return _cyvcf2().VCF(handle)
-    except Exception as error:  # noqa: BLE001 - it raises bare Exceptions, with the header's text
+    except Exception as error:
         with contextlib.suppress(OSError):
             os.close(handle)
         raise ItemError("unreadable", "its header cannot be parsed; see bcftools view -h") from error
@@ -103,7 +102,7 @@ def _records(records: Any) -> Iterator[Any]:
             return
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             raise ItemError("unreadable", f"record {number + 1} cannot be parsed; see bcftools view") from error
         number += 1
         yield record
@@ -114,24 +113,22 @@ def _fields(records: Any) -> dict[str, str]:
     found = {}
     for line in records.header_iter():
         kind = line["HeaderType"]
-        if kind in ("INFO", "FORMAT"):
-            key, declared = line["ID"], line["Type"]
-            if declared in (INFO if kind == "INFO" else FORMAT).get(key, ()):
-                found[f"{kind}/{key}"] = declared
+        if kind in ("INFO", "FORMAT") and f"{kind}/{line['Type']}/{line['ID']}" in KEPT:
+            found[f"{kind}/{line['ID']}"] = line["Type"]
     return found
 
 
-def _contigs(records: Any) -> tuple[dict[str, int | None], list[str]]:
-    """The contigs that are declared, with their lengths, and what the header says of the genome."""
+def _contigs(header: str) -> tuple[dict[str, int | None], list[str]]:
+    """The contigs that are declared, with their lengths, and what the header says of the genome. cyvcf2 gives neither."""
     contigs: dict[str, int | None] = {}
-    said = [line for line in records.raw_header.splitlines() if line.startswith("##reference")]
-    for line in records.header_iter():
-        if line["HeaderType"] == "CONTIG":
-            fields = line.info()
-            length = str(fields.get("length", ""))
-            known = length.isascii() and length.isdecimal() and len(length) < 11
-            contigs[fields["ID"]] = min(int(length), 2**31 - 1) if known else None
-            said.append(str(fields.get("assembly", "")))
+    said = []
+    for line in header.splitlines():
+        if line.startswith("##reference"):
+            said.append(line)
+        elif line.startswith("##contig=<") and (named := re.search(r"[<,]ID=([^,>]+)", line)):
+            length = re.search(r"[<,]length=(\d{1,10})\b", line, re.ASCII)
+            contigs[named[1]] = min(int(length[1]), 2**31 - 1) if length else None
+            said += re.findall(r"[<,]assembly=([^,>]+)", line)
     return contigs, said
 
 
