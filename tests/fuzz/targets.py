@@ -125,6 +125,10 @@ def source(data: bytes) -> None:
         assert "gave up with" not in answer["message"], f"{answer['message']}"
         return
     for entry in answer["entries"]:
+        if entry["kind"] == "variants":
+            for described in entry["arrays"].values():
+                assert np.load(out / described["file"], mmap_mode="r", allow_pickle=False).nbytes <= ITEM_BYTES
+            continue
         if entry["kind"] == "sequences":
             lines = [json.loads(line) for line in (out / entry["records"]).read_text().splitlines()]
             assert sum(line[1] for line in lines) == (out / entry["file"]).stat().st_size
@@ -160,6 +164,44 @@ def edf() -> list[bytes]:
 
 def fasta() -> list[bytes]:
     return [b">a one\nMKVWLA\nAC*\n>b\nGGG\n", b"\xef\xbb\xbf>chr1\r\nacgtNNRY\r\n\r\n>chr2\nUUACG\n"]
+
+
+def genbank() -> list[bytes]:
+    head = b"LOCUS       X%d 12 bp DNA circular BCT 1-JAN-2000\nVERSION     X%d.1\nFEATURES             Location/Qualifiers\n"
+    table = b'     source          1..12\n                     /db_xref="taxon:562"\n     CDS             complement(join(1..4,7..9))\n'
+    return [
+        b"".join(head % (n, n) + table + b"ORIGIN\n        1 acgtnacgta cg\n//\n" for n in range(2)),
+        b"LOCUS       P 4 aa linear BCT\nACCESSION   P\nORIGIN\n        1 mkvw\n//\n",
+    ]
+
+
+def structure() -> list[bytes]:
+    import gemmi
+
+    made = gemmi.Structure()
+    chain = gemmi.Chain("A")
+    for number, name in enumerate(("MSE", "GLY", "TRP", "ALA"), 1):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = name, gemmi.SeqId(number, " "), "A"
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(4.0 * number, 0, 0)
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    made.add_model(gemmi.Model(1))
+    made[0].add_chain(chain)
+    made.setup_entities()
+    helix = b"HELIX    1   1 MSE A    1  GLY A    2  1                                   2    \n"
+    return [b"HEADER    X\n" + helix + made.make_pdb_string().encode(), made.make_mmcif_document().as_string().encode()]
+
+
+def vcf() -> list[bytes]:
+    head = "".join(f"##{kind}=<ID={key},Number={n},Type={t},Description=\"x\">\n" for kind, key, n, t in (
+        ("INFO", "AC", "A", "Integer"), ("INFO", "AF", "A", "Float"), ("INFO", "SVTYPE", "1", "String"), ("INFO", "DB", "0", "Flag"),
+        ("FORMAT", "GT", "1", "String"), ("FORMAT", "AD", "R", "Integer"), ("FORMAT", "GQ", "1", "Float"),
+    ))  # fmt: skip
+    head = "##fileformat=VCFv4.2\n##contig=<ID=1,length=99>\n" + head + "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+    rows = "1\t5\trs1\tA\tC,<DEL>\t3\tPASS\tAC=1,2;AF=.,0.5;DB\tGT:AD:GQ\t0|2:1,2,3:5\t./.:.:.\n1\t6\t.\tT\tT[1:5[\t.\tq\tSVTYPE=BND\tGT\t1\t0/1/1\n"
+    return [f"{head}\tFORMAT\tS1\tS2\n{rows}".encode(), f"{head}\n1\t5\t.\tA\tG\t.\t.\t.\n".encode()]
 
 
 def npy() -> list[bytes]:
@@ -497,6 +539,10 @@ TARGETS: dict[str, Target] = {
     "edf": Target(edf, source),
     "fasta": Target(fasta, source),
     "fasta.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in fasta()], source, within_gzip),
+    "genbank": Target(genbank, source),
+    "structure": Target(structure, source),
+    "vcf": Target(vcf, source),
+    "vcf.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in vcf()], source, within_gzip),
     "npy": Target(npy, source),
     "png": Target(lambda: picture("PNG", ["L", "RGB", "P", "RGBA", "1", "I;16"]), source, with_png_sums),
     "jpeg": Target(lambda: picture("JPEG", ["L", "RGB"]), source),

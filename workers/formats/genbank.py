@@ -38,9 +38,10 @@ def sniff(head: bytes) -> bool:
 
 
 def preflight(path: Path, limits: Limits) -> None:
-    """Hold a plain file to the limit; a gzip file is held to it as it is read."""
+    """Hold a plain file to the limit; a gzip file is held to it as it is read. A bgzip file must have its end."""
     if not source.is_gzip(path) and path.stat().st_size > limits.item_bytes:
         raise ItemError("too_large", f"it has more than {limits.item_bytes} bytes; raise max_item_bytes if it may")
+    source.check_bgzip_end(path)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:

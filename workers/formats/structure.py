@@ -38,9 +38,10 @@ def sniff(head: bytes) -> bool:
 
 
 def preflight(path: Path, limits: Limits) -> None:
-    """Hold a plain file to the limit; a gzip file is held to it as it is read."""
+    """Hold a plain file to the limit; a gzip file is held to it as it is read. A bgzip file must have its end."""
     if not source.is_gzip(path) and path.stat().st_size > min(limits.item_bytes, TEXT_BYTES):
         raise _too_large()
+    source.check_bgzip_end(path)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
@@ -49,12 +50,11 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     A record's id is the name of its chain, after that of the entry where it is an id of the PDB's: 1A8O_A.
     """
     data = _text(path, options.limits)
-    structure = _structure(data)
+    structure, found = _structure(data)
     attributes = {"format": "mmcif" if _is_cif(data[:4096]) else "pdb", **_of_entry(structure)}
     entry_id = dict(structure.info).get("_entry.id", "")
     if _ACCESSION.fullmatch(entry_id):
         attributes["accession"] = entry_id.upper()
-    found = chains(structure)
     if not found:
         raise ItemError("unsupported", "it holds no chain of a protein or nucleic acid with observed residues")
     entries = []
@@ -102,8 +102,8 @@ def _text(path: Path, limits: Limits) -> bytes:
     return data
 
 
-def _structure(data: bytes) -> Any:
-    """gemmi's structure. Raises ItemError."""
+def _structure(data: bytes) -> tuple[Any, list[Chain]]:
+    """gemmi's structure, and its chains. Raises ItemError."""
     import gemmi
 
     try:
@@ -114,14 +114,14 @@ def _structure(data: bytes) -> Any:
             structure = gemmi.make_structure_from_block(blocks[0])
         else:
             structure = gemmi.read_pdb_string(data)
-    except (RuntimeError, ValueError, IndexError, UnicodeError) as error:
+        if not len(structure):
+            raise ItemError("unreadable", "it holds no model")
+        structure.merge_chain_parts()
+        structure.setup_entities()
+        structure.assign_label_seq_id(False)
+        return structure, chains(structure)
+    except (RuntimeError, ValueError, IndexError) as error:  # UnicodeError, too, where a name is not UTF-8
         raise ItemError("unreadable", "it cannot be parsed; check it with gemmi validate") from error
-    if not len(structure):
-        raise ItemError("unreadable", "it holds no model")
-    structure.merge_chain_parts()
-    structure.setup_entities()
-    structure.assign_label_seq_id(False)
-    return structure
 
 
 def _of_entry(structure: Any) -> dict[str, Any]:

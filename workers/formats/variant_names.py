@@ -83,12 +83,12 @@ def allele(text: str) -> str:
     return "<OTHER>"
 
 
-def genome(lengths: Iterable[tuple[str, int]], texts: Iterable[str]) -> str | None:
+def genome(lengths: Iterable[tuple[str, int | None]], texts: Iterable[str]) -> str | None:
     """Which genome a file is about: by the lengths of its contigs, else by what its header says of its reference.
 
     None where that tells nothing, or of two.
     """
-    found = {_LENGTHS.get((name.removeprefix("chr"), length)) for name, length in lengths} - {None}
+    found = {_LENGTHS.get((name.removeprefix("chr"), length or 0)) for name, length in lengths} - {None}
     if not found:
         found = {tag for text in texts for tag, pattern in _GENOMES if pattern.search(text)}
     return found.pop() if len(found) == 1 else None

@@ -25,8 +25,8 @@ HEADER_BYTES, LINE_BYTES = 2**24, 2**26
 """Most bytes of a header and of one record as text."""
 TEXT_TIMES = 8
 """How many times the limit of an item its text may have: `0/0:12,0:12:36` is 8 bytes in arrays."""
-_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block that ends a bgzip file."""
+
+_RECORD = re.compile(rb"[^\t]+\t[0-9]{1,10}\t[^\t]+\t[^\t]+\t[^\t]+\t")
 
 
 def sniff(head: bytes) -> bool:
@@ -46,8 +46,7 @@ def preflight(path: Path, limits: Limits) -> None:
             raise ItemError("too_large", f"its header has more than {HEADER_BYTES} bytes")
         else:
             stream.drain()
-    if _is_bgzip(path) and _tail(path, len(_END)) != _END:
-        raise ItemError("truncated", "the block that ends a bgzip file is missing; copy it again")
+    source.check_bgzip_end(path)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
@@ -57,14 +56,11 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     JSON string a line, for the parent to make keyed ids of.
     """
     records = _opened(path)
-    contigs, said = _contigs(records.raw_header)
-    table = Table(folder, options.limits.item_bytes, len(records.samples), _fields(records), list(contigs))
-    for record in _records(records):
-        table.add(record)
-    if not table.rows:
-        raise ItemError("unreadable", "it holds no record")
-    lengths = {contig: length for contig, length in contigs.items() if length is not None}
-    arrays = table.finish(lengths)
+    try:
+        table, contigs, said = _table(records, folder, options.limits)
+    except UnicodeError as error:
+        raise ItemError("unreadable", "it has text that is not UTF-8; convert it with iconv") from error
+    arrays = table.finish({contig: length for contig, length in contigs.items() if length is not None})
     with (folder / "samples.jsonl").open("x", encoding="utf-8") as lines:
         lines.writelines(json.dumps(sample) + "\n" for sample in records.samples)
     attributes = {
@@ -72,13 +68,24 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
         "variants": table.rows,
         "samples": len(records.samples),
         "contigs": len(table.contigs),
-        "assembly": genome(lengths.items(), said),
+        "assembly": genome(contigs.items(), said),
         **table.changed,
     }
     entry: dict[str, Any] = {"kind": "variants", "arrays": arrays, "samples": "samples.jsonl", "suffix": ""}
     if len(records.samples) == 1:
         entry["subject"] = records.samples[0]
     return [{**entry, "meta": {"assembly": attributes["assembly"]}, "attributes": attributes, "modality": "variants"}]
+
+
+def _table(records: Any, folder: Path, limits: Limits) -> tuple[Table, dict[str, int | None], list[str]]:
+    """All records, and what the header says of contigs and the genome."""
+    contigs, said = _contigs(records.raw_header)
+    table = Table(folder, limits.item_bytes, len(records.samples), _fields(records), list(contigs))
+    for record in _records(records):
+        table.add(record)
+    if not table.rows:
+        raise ItemError("unreadable", "it holds no record")
+    return table, contigs, said
 
 
 def _opened(path: Path) -> Any:
@@ -112,9 +119,10 @@ def _fields(records: Any) -> dict[str, str]:
     """Of the fields that may be kept, those that the header declares: INFO/DP → Integer."""
     found = {}
     for line in records.header_iter():
-        kind = line["HeaderType"]
-        if kind in ("INFO", "FORMAT") and f"{kind}/{line['Type']}/{line['ID']}" in KEPT:
-            found[f"{kind}/{line['ID']}"] = line["Type"]
+        said = line.info()  # of a broken line any of these is missing
+        kind, declared, key = (said.get(one) for one in ("HeaderType", "Type", "ID"))
+        if f"{kind}/{declared}/{key}" in KEPT:
+            found[f"{kind}/{key}"] = declared
     return found
 
 
@@ -168,19 +176,9 @@ def _column_check(line: bytes, columns: int | None, number: int) -> tuple[int | 
         found = line.count(b"\t") + 1
         text = f"record {number + 1} has {found} columns, its header {columns + 1}"
         raise ItemError("unreadable", f"{text}; they are set apart by tabs")
+    if _RECORD.match(line) is None:
+        raise ItemError("unreadable", f"record {number + 1} has no contig, position or allele where they should be")
     return columns, number + 1
-
-
-def _is_bgzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(16)
-    return len(head) == 16 and head[:4] == b"\x1f\x8b\x08\x04" and head[12:16] == b"BC\x02\x00"
-
-
-def _tail(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
-        return file.read(size)
 
 
 def _cyvcf2() -> Any:
