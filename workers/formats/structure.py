@@ -52,7 +52,7 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     data = _text(path, options.limits)
     structure, found = _structure(data)
     attributes = {"format": "mmcif" if _is_cif(data[:4096]) else "pdb", **_of_entry(structure)}
-    entry_id = dict(structure.info).get("_entry.id", "")
+    entry_id = _info(structure, "_entry.id")
     if _ACCESSION.fullmatch(entry_id):
         attributes["accession"] = entry_id.upper()
     if not found:
@@ -125,7 +125,7 @@ def _structure(data: bytes) -> tuple[Any, list[Chain]]:
 
 
 def _of_entry(structure: Any) -> dict[str, Any]:
-    said = dict(structure.info).get("_exptl.method", "").upper()
+    said = _info(structure, "_exptl.method").upper()
     methods = [method if method in METHODS else "OTHER" for method in re.split(r"\s*;\s*", said) if method]
     resolution = float(structure.resolution)
     return {
@@ -133,6 +133,14 @@ def _of_entry(structure: Any) -> dict[str, Any]:
         "resolution": round(resolution, 3) if 0 < resolution < 1000 else None,
         "models": len(structure),
     }
+
+
+def _info(structure: Any, key: str) -> str:
+    """A text of the header; empty where there is none, or none in UTF-8."""
+    try:
+        return str(structure.info[key]) if key in structure.info else ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _is_cif(head: bytes) -> bool:

@@ -205,9 +205,9 @@ def _integers(found: np.ndarray) -> np.ndarray:
 
 
 def _ragged(rows: list[list[Any]], *, real: bool) -> np.ndarray:
-    """Lists of numbers, of which None is a missing one, as an array that is as wide as the longest."""
+    """Lists of numbers as an array that is as wide as the longest; what is not a number is missing."""
     missing, fill, kind = (_FLOAT[0], _FLOAT[1], np.float32) if real else (INT_MISSING, INT_FILL, np.int32)
     block = np.full((len(rows), max(map(len, rows))), fill, kind)
     for number, row in enumerate(rows):
-        block[number, : len(row)] = [missing if one is None else one for one in row]
+        block[number, : len(row)] = [one if isinstance(one, int | float) else missing for one in row]
     return block

@@ -176,7 +176,7 @@ def _column_check(line: bytes, columns: int | None, number: int) -> tuple[int | 
         found = line.count(b"\t") + 1
         text = f"record {number + 1} has {found} columns, its header {columns + 1}"
         raise ItemError("unreadable", f"{text}; they are set apart by tabs")
-    if _RECORD.match(line) is None:
+    if _RECORD.match(line) is None or b"\0" in line:
         raise ItemError("unreadable", f"record {number + 1} has no contig, position or allele where they should be")
     return columns, number + 1
 
