@@ -136,7 +136,7 @@ def _variants_claim(
     recorded: Recorded | None,
 ) -> Claim:
     subject = source.subject or entry.get("subject")
-    gone = suppressed.read(lake).subjects
+    gone = suppressed.subjects(lake)
     prefix = lake.dataset(dataset, "arrays")
     stored, shape, nbytes = store_variants(lake, prefix, decoded, entry, subject, gone, recorded)
     row = _row(lake, dataset, source, options, str(entry["suffix"]))

@@ -8,6 +8,7 @@ import numpy as np
 
 from diastole.lake import integrity, variants
 from diastole.lake.arrays import StoredArray
+from diastole.lake.errors import ItemError
 from diastole.lake.layout import Lake
 
 from .decode import Decoded
@@ -36,6 +37,8 @@ def store_variants(
         names = [subject]
     ids = [lake.subject_id(name) for name in names]
     keep = np.array([one not in gone for one in ids], bool)
+    if ids and not keep.any():
+        raise ItemError("withdrawn", "consent was withdrawn for all of its samples")
     fields = {}
     for name, described in entry["arrays"].items():
         field = _field(decoded, described)
