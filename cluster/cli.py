@@ -16,9 +16,8 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_care, cli_models, cli_privacy, cli_runs, recorded
+from . import cli_care, cli_ingest, cli_models, cli_privacy, cli_runs, recorded
 from .options import (
-    DatasetArgument,
     IgnoreErrors,
     JobFile,
     Json,
@@ -128,59 +127,8 @@ def schema() -> None:
     print_json(job_schema())
 
 
-@app.command()
-def ingest(
-    dataset: DatasetArgument,
-    paths: Annotated[list[Path], typer.Argument(help="Files or folders.", show_default=False)],
-    lake: LakeOption,
-    format: Annotated[str | None, typer.Option(help="Reader, by name; else found by content.")] = None,  # noqa: A002
-    modality: Annotated[str | None, typer.Option(help="MR, CT, EEG, …, where the source does not say it.")] = None,
-    alphabet: Annotated[str | None, typer.Option(help="dna or protein; else found by content.")] = None,
-    assembly: Annotated[str | None, typer.Option(help="Name of the genome assembly of a FASTA file.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Sources are public: keep their names.")] = False,
-    manifest: Annotated[Path | None, typer.Option(help="CSV: path, and any of key, name, subject, session, …")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
-    permitted_use: Annotated[str | None, typer.Option(help="What the data may be used for.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Decoders at a time.")] = 2,
-    max_item_gb: Annotated[float, typer.Option(help="Largest item, decoded, in GB.")] = 4.0,
-    deadline: Annotated[float, typer.Option(help="Seconds that one source may take.")] = 300.0,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again what is quarantined.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read all again, and write anew what is damaged or missing in the lake.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Take files into a dataset; what is unchanged is not read again, what is broken is quarantined.
-
-    Files that were deleted at the source are not noticed yet: their items stay.
-    """
-    from ..workers.ingest import IngestOptions
-    from ..workers.ingest import ingest as run_ingest
-    from .bars import IngestBar
-    from .show import ingest_report
-
-    options = IngestOptions(
-        format=format,
-        modality=modality,
-        alphabet=alphabet,
-        assembly=assembly,
-        public=public,
-        manifest=manifest,
-        licence=licence,
-        permitted_use=permitted_use,
-        workers=workers,
-        max_item_bytes=int(max_item_gb * 2**30),
-        deadline_s=deadline,
-        retry=retry,
-        verify=verify,
-    )
-    with IngestBar(quiet=as_json) as bar:
-        report = run_ingest(opened_lake(lake), dataset, paths, options, bar.update)
-    recorded.noted(**{n: getattr(report, n) for n in ("files", "added", "changed", "gone", "withdrawn")})
-    recorded.noted(quarantined=sum(report.quarantined.values()))
-    ingest_report(dataset, report, as_json=as_json)
-    if report.quarantined:
-        raise typer.Exit(1)
+for take_in in (cli_ingest.ingest, cli_ingest.refresh):
+    app.command()(take_in)
 
 
 @app.command()

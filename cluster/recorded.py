@@ -16,7 +16,20 @@ NAMES = {"dataset": "dataset", "output": "output", "ref": "model", "model": "mod
 """Parameters of commands that are such names, and what the record calls them."""
 ROOMS = {"dataset": "datasets", "output": "predictions", "model": "models"}
 """Where the lake has what has such a name: a word that is none of its names is not written down."""
-FLAGS = ("deep", "repair", "retry", "replan", "ignore_errors", "verify", "dry_run", "forget", "with_estimate", "public")
+FLAGS = (
+    "deep",
+    "repair",
+    "retry",
+    "replan",
+    "ignore_errors",
+    "verify",
+    "dry_run",
+    "forget",
+    "with_estimate",
+    "public",
+    "allow_gone",
+    "allow_burned_in",
+)
 _current: dict[str, Any] = {}
 
 

@@ -19,8 +19,8 @@ from ..lake.errors import SpecError
 from ..lake.items import read_items
 from ..lake.layout import Lake
 from ..lake.scrub import Scrubbed
+from ..workers.listing import absolute
 from ..workers.models.settings import Settings
-from ..workers.sources import absolute
 from .driver import Outcome
 from .estimate import said
 
@@ -60,6 +60,10 @@ def ingest_report(dataset: str, report: Any, *, as_json: bool) -> None:
         f"{dataset}: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, {report.gone} gone; "
         f"{report.opened} of {report.files} files read, {report.bytes / 2**20:.1f} MB in {report.seconds:.1f} s"
     )
+    if report.copies:
+        console.print(f"  copies: {report.copies} files hold what others do, moved or copied; no item of their own")
+    if report.missing:
+        console.print(f"  missing: {report.missing} files are not there any more")
     if report.healed:
         console.print(f"  healed: {report.healed} items whose stored data were damaged or missing")
     if report.withdrawn:
@@ -324,7 +328,7 @@ def show_quarantine(lake: Lake, source: Path | None, *, as_json: bool) -> int:
             for r in predictions.failed(lake, output).to_pylist()
         ]
     if source is not None:
-        names = {lake.source_key(str(absolute(p))): str(p) for p in [source, *sorted(source.rglob("*"))]}
+        names = {lake.source_key(absolute(p)): str(p) for p in [source, *sorted(source.rglob("*"))]}
         for row in rows:
             row["file"] = names.get(row["id"])
     if as_json:

@@ -98,6 +98,24 @@ def ensure_table(lake: Lake, path: str, schema: pa.Schema, partition_by: list[st
         return table
 
 
+def add_columns(lake: Lake, path: str, schema: pa.Schema) -> None:
+    """Columns of `schema` that a table does not have yet are added to it, empty, if there is the table."""
+    from deltalake import CommitProperties, Schema
+
+    def attempt() -> None:
+        table = open_table(lake, path)
+        there = set() if table is None else {field.name for field in table.schema().fields}
+        new = [field for field in Schema.from_arrow(schema).fields if field.name not in there]
+        if table is None or not new:
+            return
+        with storage(path):
+            table.alter.add_columns(
+                new, commit_properties=CommitProperties(app_transactions=[fence(table)], max_commit_retries=0)
+            )
+
+    retried(f"add columns to {path}", attempt)
+
+
 def fence(table: "DeltaTable") -> Any:
     """The transaction that makes this write fail if another was committed since `table` was opened."""
     from deltalake import Transaction

@@ -69,7 +69,9 @@ SOURCES = pa.schema(
         pa.field("source_digest", pa.string()),  # sha256
         pa.field("options_digest", pa.string()),  # what was said at ingest: modality, manifest row, …
         pa.field("items", pa.list_(pa.string())),
-        pa.field("state", pa.string()),  # ingested, quarantined
+        pa.field("state", pa.string()),  # ingested, quarantined, gone
+        pa.field("root", pa.string()),  # keyed hash of the path that was named, at or below which it was found
+        pa.field("part_of", pa.string()),  # the same for files that are read together; null for those read alone
     ]
 )
 
@@ -91,8 +93,26 @@ def read_items(lake: Lake, dataset: str, columns: list[str] | None = None) -> pa
 
 
 def read_sources(lake: Lake, dataset: str) -> pa.Table:
-    """Sources of a dataset, empty where it does not exist."""
-    return delta.read(lake, lake.dataset(dataset, "sources"), schema=SOURCES)
+    """Sources of a dataset, each column in one chunk; empty where it does not exist.
+
+    Column by column, since there may be millions: all at once, Arrow takes three times what they need.
+    """
+    path = lake.dataset(dataset, "sources")
+    table = delta.open_table(lake, path)
+    if table is None:
+        return SOURCES.empty_table().combine_chunks()
+    columns = []
+    with delta.storage(path):
+        found = delta.dataset(table)
+        rows = found.count_rows()
+        for field in SOURCES:
+            if field.name in found.schema.names:  # else it is a table from before there was such a column
+                column = found.to_table([field.name]).column(0).combine_chunks().cast(field.type)
+            else:
+                column = pa.nulls(rows, field.type)
+            columns.append(column)
+            pa.default_memory_pool().release_unused()
+    return pa.table(columns, schema=SOURCES)
 
 
 def write_items(
@@ -102,6 +122,8 @@ def write_items(
     delta.upsert(lake, lake.dataset(dataset, "items"), rows, "item_id", none_in=none_in, check=check)
 
 
-def write_sources(lake: Lake, dataset: str, rows: pa.Table) -> None:
-    """Insert or replace sources."""
-    delta.upsert(lake, lake.dataset(dataset, "sources"), rows, "source_key")
+def write_sources(lake: Lake, dataset: str, rows: pa.Table, *, none_in: int | None = None) -> None:
+    """Insert or replace sources. `none_in` as for items."""
+    path = lake.dataset(dataset, "sources")
+    delta.add_columns(lake, path, SOURCES)
+    delta.upsert(lake, path, rows, "source_key", none_in=none_in)

@@ -11,7 +11,7 @@ import pytest
 
 from diastole.lake.errors import ItemError
 from diastole.workers import formats
-from diastole.workers.formats import Limits, ReadOptions, edf, fasta, nifti
+from diastole.workers.formats import Limits, ReadOptions, channels, edf, fasta, nifti
 from diastole.workers.formats.records import Records
 
 PLAIN = ReadOptions()
@@ -241,7 +241,7 @@ def test_each_rate_is_an_item_and_annotations_are_left_out(tmp_path):
      ("EMG submental", "EMG"), ("EKG", "ECG"), ("ECG II", "ECG"), ("Resp oro-nasal", "other"), ("Temp rectal", "other"), ("Status", "other"), ("EMGX", "other")],
 )  # fmt: skip
 def test_channel_types_follow_the_label(label, kind):
-    assert edf.channel_type(label) == kind
+    assert channels.channel_type(label) == kind
 
 
 def test_micro_becomes_u(tmp_path):

@@ -208,10 +208,12 @@ def test_two_sources_with_one_id_and_one_content_are_one_item(lake, tmp_path, to
     for folder in ("x", "y"):
         nifti(tmp_path / folder / "sub-01_T1w.nii")
     if together:
-        assert result(ingest(lake, "d", [tmp_path / "x", tmp_path / "y"])) == (1, 0, 1, 0, {})
+        report = ingest(lake, "d", [tmp_path / "x", tmp_path / "y"])
+        assert (result(report), report.copies) == ((1, 0, 0, 0, {}), 1)
     else:
         assert result(ingest(lake, "d", [tmp_path / "x"])) == (1, 0, 0, 0, {})
-        assert result(ingest(lake, "d", [tmp_path / "y"])) == (0, 0, 1, 0, {})
+        report = ingest(lake, "d", [tmp_path / "y"])
+        assert (result(report), report.copies) == ((0, 0, 0, 0, {}), 1)
     assert states(lake) == ["ingested", "ingested"]
 
 
@@ -303,7 +305,7 @@ def test_links_that_leave_the_folder_are_refused(lake, tmp_path):
     (tmp_path / "src" / "stays.nii").symlink_to(tmp_path / "src" / "real" / "a.nii")
     (tmp_path / "src" / "nowhere.nii").symlink_to(tmp_path / "src" / "absent")
     report = ingest(lake, "d", [tmp_path / "src"])
-    assert (report.added, report.quarantined) == (2, {"unreadable": 3})
+    assert (report.added, report.copies, report.quarantined) == (1, 1, {"unreadable": 3})
 
 
 def test_hidden_files_and_sidecars_are_no_sources(lake, tmp_path):

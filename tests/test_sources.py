@@ -9,9 +9,9 @@ import pytest
 
 from diastole.lake import items, quarantine
 from diastole.lake.errors import SpecError
-from diastole.workers import ingest as ingests
-from diastole.workers.ingest import IngestOptions, ingest
-from diastole.workers.sources import find
+from diastole.workers.compare import Comparison
+from diastole.workers.ingest import ingest
+from diastole.workers.listing import Listing
 
 
 @pytest.fixture
@@ -33,9 +33,10 @@ def fasta(path, letters):
     path.write_text(f">1\n{letters}\n")
 
 
-def found_by_nobody(paths, options):
+def listed_by_nobody(comparison, listing, take_all=Comparison.take_all):
     with made.nobody():
-        return find(paths, options)
+        listed = list(listing)
+    take_all(comparison, listed)
 
 
 def opened(lake):
@@ -45,7 +46,7 @@ def opened(lake):
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
 def test_a_closed_folder_is_quarantined_until_it_is_opened_and_the_rest_goes_on(lake, archive, monkeypatch, mode):
     (archive / "b").chmod(mode)
-    monkeypatch.setattr(ingests, "find", found_by_nobody)
+    monkeypatch.setattr(Comparison, "take_all", listed_by_nobody)
     report = ingest(lake, "d", [archive])
     assert (report.added, report.quarantined) == (2, {"unreadable": 1})
     [why] = opened(lake).values()
@@ -63,7 +64,7 @@ def test_a_path_below_a_closed_folder_is_told_without_its_name(archive):
         made.nobody(),
         pytest.raises(SpecError, match=r"path 2 of 2 cannot be looked at \(Permission denied\)") as caught,
     ):
-        find([archive / "a", archive / "b" / "b.fa"], IngestOptions())
+        Listing.of([archive / "a", archive / "b" / "b.fa"])
     assert str(archive) not in str(caught.value)
 
 
@@ -80,7 +81,7 @@ def states(lake):
 def test_an_archive_that_was_moved_goes_on_as_before(lake, archive):
     ingest(lake, "d", [archive])
     moved = archive.rename(archive.parent / "moved")
-    assert ingest(lake, "d", [moved]).unchanged == 3
+    assert ingest(lake, "d", [moved]).copies == 3
     fasta(moved / "a" / "a.fa", "MKVWMKVW")
     report = ingest(lake, "d", [moved])
     assert (report.changed, report.quarantined) == (1, {})

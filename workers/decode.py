@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diastole.lake.errors import EnvironmentFailure, ItemError
 
-from .formats import Limits, ReadOptions, choose
+from .formats import Limits, Part, ReadOptions, choose, part_of
 
 MEMORY_BYTES = 2**30
 """Address space of a child. The readers stream, so it need not grow with the item."""
@@ -33,10 +34,16 @@ DEADLINE_S = 300.0
 START_S = 60.0
 """How long a child may take to start; longer is the machine's fault, not the item's."""
 REPLY_BYTES = 2**24
+TEXT = 1024
+"""Letters of a key or a name that a file may give."""
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "LANG", "SYSTEMROOT")
 """All of the environment that a child sees; keys of object stores are not in it."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+Told = tuple[str, Part | None] | ItemError
+"""The reader of a file and what it is a part of, None where its head does not tell; or why it has no reader."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ class Decoder:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir(mode=0o700)
-        request = {"path": str(path), "folder": str(folder), "format": format, "options": asdict(options)}
+        said = asdict(options) | {"parts": [os.fsencode(part).hex() for part in options.parts]}
+        request = {"path": os.fsencode(path).hex(), "folder": str(folder), "format": format, "options": said}
         try:
             reply = self._ask(child, request)
             if reply["ok"]:
@@ -102,6 +110,27 @@ class Decoder:
                 self._kill()  # what it still holds would count against the next item
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def survey(self, paths: Sequence[Path], format: str | None, *, heads: bool = False) -> list[Told]:  # noqa: A002
+        """The reader of each file and what it is a part of, or why it cannot be told. Of `heads` the rest is not here."""
+        try:
+            return self._surveyed(paths, format, heads=heads)
+        except ItemError as error:
+            if len(paths) == 1:
+                return [error]
+            return [told for path in paths for told in self.survey([path], format, heads=heads)]  # one ended the child
+
+    def _surveyed(self, paths: Sequence[Path], format: str | None, *, heads: bool) -> list[Told]:  # noqa: A002
+        if self._child is not None and self._child.poll() is not None:
+            self._kill()
+        child = self._child or self._start()
+        names = [os.fsencode(path).hex() for path in paths]
+        reply = self._ask(child, {"survey": names, "format": format, "heads": heads})
+        try:
+            return [_told(one) for _, one in zip(paths, reply["found"], strict=True)]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self._kill()
+            raise ItemError("decoder_died", "the decoder sent something that is not an answer") from error
 
     def stop(self) -> None:
         """End what is being decoded; the one method that another thread may call."""
@@ -190,6 +219,20 @@ def _failure(reply: dict[str, Any]) -> Exception:
     return ItemError(code if _CODE.fullmatch(code) else "unreadable", message)
 
 
+def _told(one: dict[str, Any]) -> Told:
+    """What the child said of one source, held to what it may say."""
+    if not one["ok"]:
+        failure = _failure(one)
+        if isinstance(failure, ItemError):
+            return failure
+        raise failure
+    said = one["part"]
+    if said is None:
+        return str(one["format"]), None
+    texts = [None if said[name] is None else str(said[name])[:TEXT] for name in ("key", "subject", "session")]
+    return str(one["format"]), Part(*texts, tuple(str(name)[:TEXT] for name in said["beside"]))
+
+
 # What follows runs in the child.
 
 
@@ -202,7 +245,8 @@ def main(arguments: list[str]) -> None:
     _send(answers, {"ready": True})
     for line in sys.stdin.buffer:
         signal.alarm(int(deadline) + 10)  # ends this process also where nobody is left to kill it
-        _send(answers, _answer(json.loads(line)))
+        request = json.loads(line)
+        _send(answers, _survey(request) if "survey" in request else _answer(request))
         signal.alarm(0)
     shutil.rmtree(folder, ignore_errors=True)  # the parent died, or has removed it already
 
@@ -217,15 +261,37 @@ def _drop(memory: int) -> None:
         ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 
 
+def _survey(request: dict[str, Any]) -> dict[str, Any]:
+    def one(path: Path) -> dict[str, Any]:
+        reader, part = part_of(path, request["format"], head_only=request["heads"])
+        return {"ok": True, "format": reader.name, "part": None if part is None else asdict(part)}
+
+    return {"found": [_caught(one, _path(path)) for path in request["survey"]]}
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    path, folder, options = Path(request["path"]), Path(request["folder"]), dict(request["options"])
+    options = dict(request["options"])
     options["limits"] = Limits(**options["limits"])
-    name = request["format"] or "chosen"
-    try:
+    options["parts"] = tuple(_path(part) for part in options["parts"])
+
+    def whole(path: Path) -> dict[str, Any]:
         reader = choose(path, request["format"])
-        name = reader.name
         reader.preflight(path, options["limits"])
-        return {"ok": True, "format": name, "entries": reader.read(path, folder, ReadOptions(**options))}
+        entries = reader.read(path, Path(request["folder"]), ReadOptions(**options))
+        return {"ok": True, "format": reader.name, "entries": entries}
+
+    return _caught(whole, _path(request["path"]))
+
+
+def _path(hexadecimal: str) -> Path:
+    """Paths need not be UTF-8."""
+    return Path(os.fsdecode(bytes.fromhex(hexadecimal)))
+
+
+def _caught(act: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    """What is done with a file, or why it could not be: nothing that a reader raises gets out with its text."""
+    try:
+        return act(path)
     except ItemError as error:
         return _refused(error.code, str(error))
     except MemoryError:
@@ -235,7 +301,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             return _refused("environment", str(error.strerror))
         return _refused("unreadable", f"it cannot be read: {error.strerror}")
     except Exception as error:  # noqa: BLE001 - a reader may raise anything, and its text may hold header texts
-        return _refused("unreadable", f"the {name} reader gave up with {type(error).__name__}")
+        return _refused("unreadable", f"its reader gave up with {type(error).__name__}")
 
 
 def _refused(code: str, message: str) -> dict[str, Any]:

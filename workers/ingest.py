@@ -1,29 +1,39 @@
-"""Ingest: files into a dataset of the lake. What did not change is not even opened; what cannot be read stops nothing."""
+"""Ingest: files into a dataset of the lake. What did not change is not even opened; what cannot be read stops nothing.
 
-import queue
+A listing is compared with what is known, a survey finds what belongs together among the rest, threads read each in a
+decoder of its own, and one ledger takes what they found in the order of the listing.
+"""
+
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diastole.lake import integrity, leases, quarantine, suppressed
-from diastole.lake.errors import ItemError
-from diastole.lake.ids import sha256_file
+import numpy as np
+
+from diastole.lake import integrity, items, leases, quarantine, suppressed
+from diastole.lake.errors import ItemError, SpecError
 from diastole.lake.layout import Lake, check_name
 
 from . import rows
-from .decode import Decoded, Decoder
-from .formats import Limits, ReadOptions
-from .publish import Ledger, OpenSource
-from .sources import IngestOptions, Source, find
+from .compare import Comparison
+from .formats import Part
+from .listing import Listing, absolute
+from .publish import IF_FAILED, Ledger, OpenSource
+from .reading import Answer, Read, Readers, SourceReader, Task, Threads, is_original
+from .sources import IngestOptions, Source, not_in, read_manifest
+from .survey import INDEX, Survey, Together
 
-__all__ = ["IngestOptions", "IngestReport", "ingest"]
+__all__ = ["IngestOptions", "IngestReport", "ingest", "refresh"]
 
 Progress = Callable[[int, int], None]
 """Called with the number of files that are done, and of all."""
+FEW, SHARE = 10, 0.5
+"""A refresh stops where more than so many, and more than this share, of the known sources would be gone."""
+Hire = Callable[[SourceReader], Readers]
+"""Where sources are read, other than in threads of this process."""
+Said = Mapping[str, tuple[int, Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -31,39 +41,30 @@ class IngestReport:
     """What an ingest did."""
 
     files: int
-    """Sources found."""
+    """Files found."""
     opened: int
-    """Sources that were opened; the others had not changed."""
+    """Files that were opened; the others had not changed."""
     added: int
     """Items, like the next three."""
     changed: int
     unchanged: int
     gone: int
-    """Items that their source does not hold any more."""
+    """Items that their source does not hold any more, or whose source is not there any more."""
     quarantined: dict[str, int] = field(default_factory=dict)
     """Sources that failed in this ingest, by error code."""
     still_quarantined: int = 0
     """Sources that failed earlier, did not change, and were not tried again; `retry` tries them."""
     bytes: int = 0
-    """Size of the sources that were opened."""
+    """Size of the files that were opened."""
     seconds: float = 0.0
     healed: int = 0
     """Items whose stored data were damaged or missing and were written anew; `verify` looks."""
     withdrawn: int = 0
     """Sources that were refused with the code `withdrawn`: their subject's consent was. Nothing of them was kept."""
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A source after its thread is done with it."""
-
-    source: Source
-    open: OpenSource
-    claims: list[rows.Claim] = field(default_factory=list)
-    decoded: Decoded | None = None
-    """Set where sequences or images are still to be taken from it."""
-    withdrawn: bool = False
-    """Whether it holds what a withdrawn file held."""
+    copies: int = 0
+    """Files that hold what another of the dataset held already, as they were moved or copied: no new item."""
+    missing: int = 0
+    """Files that were not found again by a refresh."""
 
 
 def ingest(
@@ -72,227 +73,260 @@ def ingest(
     paths: Sequence[Path | str],
     options: IngestOptions | None = None,
     progress: Progress | None = None,
+    hire: Hire | None = None,
 ) -> IngestReport:
     """Bring files and folders into a dataset, so that it holds what they hold now.
 
-    Items whose file was deleted at the source stay as they are: that a file is not there is not noticed yet. A file that
-    was moved keeps its item where its key is the same (a manifest's, BIDS entities, the path below the named folder).
+    Items whose file was deleted at the source stay as they are: `refresh` notices that. A file that was moved keeps its
+    item.
 
     Raises SpecError or LakeError for what the user can mend, EnvironmentFailure where storage fails; a file that
     cannot be read goes to quarantine, and the others go on. Killed anywhere, the next ingest mends it.
     """
-    options = options or IngestOptions()
     check_name("dataset", dataset)
     with leases.shared(lake, f"ingest into {dataset}") as held:
-        return _ingest(lake, dataset, paths, options, progress, held)
+        return _Ingest(lake, dataset, options or IngestOptions(), held, hire=hire).run(paths, progress)
 
 
-def _ingest(
+def refresh(
     lake: Lake,
     dataset: str,
     paths: Sequence[Path | str],
-    options: IngestOptions,
-    progress: Progress | None,
-    held: leases.Held,
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    allow_gone: bool = False,
+    hire: Hire | None = None,
 ) -> IngestReport:
-    started = time.monotonic()
-    sources, folders = find(paths, options)
-    keys = [lake.source_key(str(source.path)) for source in sources]
-    run = _Ingest(lake, dataset, options, frozenset(keys), held)
-    try:
-        for folder in folders:
-            run.opened_folder(folder)
-        for done, source in enumerate(sources, 1):
-            run.take(source, keys[done - 1])
-            if progress is not None:
-                progress(done - len(run.reading), len(sources))
-        run.finish()
-    finally:
-        run.close()
-    if progress is not None:
-        progress(len(sources), len(sources))
-    c = run.ledger.counts
-    counts = (len(sources), run.opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
-    return IngestReport(*counts, run.still_quarantined, run.bytes, time.monotonic() - started, c.healed, c.withdrawn)
+    """As `ingest`, and items whose files are not below these paths any more become `gone`: they are planned no more.
+
+    Raises SpecError where more than half of what is known would be gone, which a folder that is not mounted looks like;
+    `allow_gone` says that it is meant.
+    """
+    check_name("dataset", dataset)
+    with leases.shared(lake, f"refresh of {dataset}") as held:
+        run = _Ingest(lake, dataset, options or IngestOptions(), held, gone=True, allow_gone=allow_gone, hire=hire)
+        return run.run(paths, progress)
 
 
 class _Ingest:
-    """Threads that each read one source in a decoder of their own, and one ledger that takes them in their order."""
+    """One ingest."""
 
     def __init__(
-        self, lake: Lake, dataset: str, options: IngestOptions, found: frozenset[str], held: leases.Held
+        self,
+        lake: Lake,
+        dataset: str,
+        options: IngestOptions,
+        held: leases.Held,
+        *,
+        gone: bool = False,
+        allow_gone: bool = False,
+        hire: Hire | None = None,
     ) -> None:
+        self._hire = hire
         self._lake, self._dataset, self._options = lake, dataset, options
-        self._said = ReadOptions(Limits(options.max_item_bytes), options.alphabet)
+        self._look_for_gone, self._allow_gone, self._check = gone, allow_gone, held.check
         self._recorded = integrity.Recorded(lake) if options.verify else None
-        self._gone = suppressed.read(lake)
+        self._withdrawn = suppressed.read(lake)
         self._refused: list[str] = []
-        self.ledger = Ledger(lake, dataset, found, self._recorded, held.check)
-        self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
-        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for decoder in self._decoders:
-            self._free.put(decoder)
-        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="ingest")
-        self.reading: deque[Future[_Read]] = deque()
-        self.opened = self.bytes = self.still_quarantined = 0
+        self._left: set[str] = set()
+        self._reading: deque[tuple[Task, Answer]] = deque()
+        self._opened = self._bytes = self._copies = self._done = 0
+        self._digests: dict[tuple[str, str], list[str]] = {}
+        self._progress: Callable[[int], None] = lambda _: None
 
-    def opened_folder(self, folder: Path) -> None:
-        """A folder that could not be listed once, and now can, leaves the quarantine."""
-        key = self._lake.source_key(str(folder))
-        known = self.ledger.known(key)
-        if known is not None and known["state"] == "quarantined":
-            row = _source_row(key, Source(folder, ""), self._options)
-            self.ledger.finish(OpenSource(row))
+    def run(self, paths: Sequence[Path | str], progress: Progress | None) -> IngestReport:
+        """List, compare, survey, read, write."""
+        started = time.monotonic()
+        self._compared, listing = self._compare(paths)
+        missing = self._missing(listing)
+        files = self._compared.files
+        if progress is not None:
+            self._progress = lambda done: progress(done, files)
+        self._ledger = Ledger(self._lake, self._dataset, self._compared.known, self._found, self._recorded, self._check)
+        self._done = files - len(self._compared.changed)
+        self._reader = SourceReader(
+            self._lake, self._dataset, self._options, self._withdrawn, self._recorded, self._compared.twin
+        )
+        self._readers = (self._hire or Threads)(self._reader)
+        try:
+            self._open_folders(listing)
+            survey = Survey(self._compared, np.flatnonzero(missing).tolist())
+            for together in survey.run(self._readers.ask):
+                self._take(together)
+            self._finish(missing)
+        finally:
+            self._readers.close(answer for _, answer in self._reading)
+        self._progress(files)
+        c = self._ledger.counts
+        counts = (files, self._opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
+        still = self._compared.still_quarantined()
+        rest = (still, self._bytes, time.monotonic() - started, c.healed, c.withdrawn, self._copies)
+        return IngestReport(*counts, *rest, int(missing.sum()))
 
-    def take(self, source: Source, key: str) -> None:
-        """Pass over a source that did not change; else read it, when there is room."""
-        known = self.ledger.known(key)
-        if self._gone and self._is_withdrawn(source, key):
-            self._refuse(key, known)
+    def _compare(self, paths: Sequence[Path | str]) -> tuple[Comparison, Listing]:
+        manifest = None if self._options.manifest is None else absolute(self._options.manifest)
+        listing = Listing.of(paths, without=manifest)
+        said: Said = {} if manifest is None else read_manifest(manifest, listing.roots)
+        known = items.read_sources(self._lake, self._dataset)
+        compared = Comparison(self._lake, self._options, known, said)
+        left = set(said)
+        compared.take_all(_with_said(listing, said, left))
+        if left:
+            raise not_in(min(said[path][0] for path in left))
+        if not compared.files and not self._allow_gone:
+            raise SpecError("there is no file to ingest at these paths; hidden files are left out")
+        return compared, listing
+
+    def _found(self, key: str) -> bool:
+        if key in self._compared.changed:
+            return True
+        row = self._compared.row(key)
+        return row is not None and bool(self._compared.seen[row])
+
+    def _missing(self, listing: Listing) -> np.ndarray:
+        """Known sources that are not there any more; (n,) bool."""
+        if not self._look_for_gone:
+            return np.zeros(len(self._compared.known), bool)
+        missing = self._compared.missing(root for root in listing.roots if root not in listing.closed)
+        count, all_ = int(missing.sum()), int((missing | self._compared.seen).sum())
+        if count > FEW and count > SHARE * all_ and not self._allow_gone:
+            raise SpecError(
+                f"{count} of {all_} known files are not there any more; is everything mounted? If they are gone for good, "
+                "say --allow-gone"
+            )
+        return missing
+
+    def _open_folders(self, listing: Listing) -> None:
+        """Folders that could not be listed once, and now can, leave the quarantine."""
+        failed = self._compared.unseen_failures()
+        if failed:
+            for folder in listing.folders:
+                key = self._lake.source_key(folder)
+                if key in failed:
+                    row = _row(self._compared, key, Source(folder, "", folder, -1, 0), None)
+                    self._ledger.finish(OpenSource(row))
+
+    def _take(self, together: Together) -> None:
+        """Give what is read together to a reader, when there is room."""
+        keys = [self._lake.source_key(source.path) for source in together.sources]
+        made = [_row(self._compared, key, s, together.part_of) for key, s in zip(keys, together.sources, strict=True)]
+        at = {key: self._compared.row(key) for key in keys}
+        self._ledger.learn(at)
+        self._compared.same[[row for row in at.values() if row is not None]] = False
+        self._left |= together.before
+        if self._withdrawn and self._is_withdrawn(together, keys):
+            self._refuse(keys)
             return
-        row = _source_row(key, source, self._options)
-        if known is not None and not self._changed(known, row, source):
-            if known["state"] == "ingested":
-                self.ledger.counts.unchanged += len(self.ledger.items_of(key))
-            else:
-                self.still_quarantined += 1
+        opened = OpenSource(made[0], others=made[1:], before=together.before)
+        if together.failure is not None and together.failure.code == INDEX:
+            self._advance(len(keys))
+            self._ledger.finish(opened)
             return
-        while len(self.reading) >= self._options.workers:
-            self._enter(self.reading.popleft().result())
-        self.opened += 1
-        self.bytes += max(row["bytes"], 0)
-        self.reading.append(self._pool.submit(self._read, source, row, known))
+        while len(self._reading) >= self._readers.most:
+            self._enter(*self._reading.popleft())
+        self._opened += len(keys)
+        self._bytes += sum(max(source.size, 0) for source in together.sources)
+        known = tuple(None if row is None else self._compared.known_row(key) for key, row in at.items())
+        task = Task(replace(together, part=Part()), opened, known)
+        self._reading.append((task, self._readers.submit(task)))
 
-    def finish(self) -> None:
+    def _finish(self, missing: np.ndarray) -> None:
         """Take in what is still being read, and write the rest."""
-        while self.reading:
-            self._enter(self.reading.popleft().result())
-        self.ledger.settle(last=True)
+        while self._reading:
+            self._enter(*self._reading.popleft())
+        self._ledger.counts.unchanged += self._compared.unchanged_items()
+        for row in np.flatnonzero(missing).tolist():
+            known = self._compared.known.slice(row, 1).to_pylist()[0]
+            if known["source_key"] not in self._left:
+                self._ledger.finish(OpenSource(known, vanished=True))
+        self._ledger.move(self._compared.moved)
+        self._ledger.settle(last=True)
         if self._refused:
             quarantine.mend(self._lake, self._dataset, self._refused)
 
-    def close(self) -> None:
-        """End all threads and decoders."""
-        for future in self.reading:
-            future.cancel()
-        for decoder in self._decoders:
-            decoder.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for decoder in self._decoders:
-            decoder.close()
-
-    def _is_withdrawn(self, source: Source, key: str) -> bool:
-        """Whether a source is of a withdrawn subject, before it is opened: by who is said to be its subject, by what it is
+    def _is_withdrawn(self, together: Together, keys: list[str]) -> bool:
+        """Whether a source is of a withdrawn subject, before it is decoded: by who is said to be its subject, by what it is
         derived from, or, where no subject is said, as its path or its natural key were a withdrawn one's.
         """
+        source, part, gone = together.sources[0], together.part, self._withdrawn
         parent = rows.derived_from(self._lake, self._dataset, source.said.get("derived_from"))
-        if parent in self._gone.items:
+        if parent in gone.items:
             return True
-        if source.subject is not None:
-            return self._lake.subject_id(source.subject) in self._gone.subjects
-        return key in self._gone.sources or self._lake.item_id(self._dataset, source.natural_key) in self._gone.items
+        subject = source.subject or part.subject
+        if subject is not None:
+            return self._lake.subject_id(subject) in gone.subjects
+        natural = source.said.get("key") or part.key or source.natural_key
+        return not gone.sources.isdisjoint(keys) or self._lake.item_id(self._dataset, natural) in gone.items
 
-    def _refuse(self, key: str, known: rows.Row | None) -> None:
+    def _refuse(self, keys: list[str]) -> None:
         """Nothing of it is kept, not even that it once could not be read."""
-        self.ledger.counts.withdrawn += 1
-        if known is not None and known["state"] == "quarantined":
-            self._refused.append(key)
+        self._ledger.counts.withdrawn += 1
+        self._advance(len(keys))
+        known = (self._compared.known_row(key) for key in keys)
+        self._refused += [row["source_key"] for row in known if row is not None and row["state"] == "quarantined"]
 
-    def _changed(self, known: rows.Row, row: rows.Row, source: Source) -> bool:
-        if self._options.verify:
-            return True
-        if known["state"] == "quarantined":
-            row = {**row, "options_digest": source.options_digest(self._options, with_limits=True)}
-            if self._options.retry:
-                return True
-        return any(known[name] != row[name] for name in ("bytes", "modified_ns", "options_digest"))
-
-    def _read(self, source: Source, row: rows.Row, known: rows.Row | None) -> _Read:
-        """In a thread: hash, decode and, for arrays, write. A failure of the item is its outcome."""
-        opened = OpenSource(row, source.options_digest(self._options, with_limits=True))
-        try:
-            if source.refused:
-                raise ItemError("unreadable", source.refused)
-            row["source_digest"] = _sha256(source.path)
-            if self._gone.contents and suppressed.content_id(self._lake, row["source_digest"]) in self._gone.contents:
-                return _Read(source, opened, withdrawn=True)
-            if known is not None and not self._options.verify and self._same(known, row):
-                opened.keep = True
-                return _Read(source, opened)
-            claims, decoded = self._decode(source)
-            if _stat(source.path) != (row["bytes"], row["modified_ns"]):
-                if decoded is not None:
-                    decoded.discard()
-                raise ItemError("unreadable", "it changed while it was read; ingest again when it is whole")
-            return _Read(source, opened, claims, decoded)
-        except ItemError as error:
-            opened.failure = (error.code, str(error))
-            return _Read(source, opened)
-
-    def _same(self, known: rows.Row, row: rows.Row) -> bool:
-        return known["state"] == "ingested" and all(known[k] == row[k] for k in ("source_digest", "options_digest"))
-
-    def _decode(self, source: Source) -> tuple[list[rows.Claim], Decoded | None]:
-        decoder = self._free.get()
-        try:
-            decoded = decoder.decode(source.path, self._options.format, self._said)
-        finally:
-            self._free.put(decoder)
-        if any(entry.get("kind") in ("sequences", "images") for entry in decoded.entries):
-            return [], decoded
-        try:
-            return rows.store_arrays(self._lake, self._dataset, source, self._options, decoded, self._recorded), None
-        finally:
-            decoded.discard()
-
-    def _enter(self, read: _Read) -> None:
+    def _enter(self, task: Task, answer: Answer) -> None:
         """Give a source's claims to the ledger."""
-        source, opened = read.source, read.open
+        read = answer.result()
+        opened = read.open
         if read.withdrawn:
-            self._refuse(opened.row["source_key"], self.ledger.known(opened.row["source_key"]))
+            self._refuse([row["source_key"] for row in opened.rows])
             return
+        self._advance(len(opened.rows))
         if opened.keep:
-            self.ledger.counts.unchanged += len(self.ledger.items_of(opened.row["source_key"]))
+            self._ledger.counts.unchanged += len(self._ledger.items_of(opened.row["source_key"]))
+        original = is_original(task.together) and opened.row["source_digest"] is not None
+        if original and opened.items is None and opened.failure is None and task.known == (None,):
+            opened.items = self._digests.get(read.content)  # those of a file that this ingest has read before
+        try:
+            if opened.items is not None:
+                self._copies += 1
+            else:
+                self._claim(task, read)
+        finally:
+            read.discard()
+        if original and opened.failure is None and not opened.conflicts:
+            self._digests[read.content] = list(opened.seen)
+        self._ledger.finish(opened)
+
+    def _claim(self, task: Task, read: Read) -> None:
         for claim in read.claims:
-            self.ledger.claim(opened, claim)
-        if read.decoded is not None:
-            try:
-                said = (self._lake, self._dataset, source, self._options, read.decoded)
-                for claim in chain(rows.sequence_claims(*said), rows.image_claims(*said)):
-                    self.ledger.claim(opened, claim)
-            except ItemError as error:
-                opened.failure = (error.code, str(error))
-            finally:
-                read.decoded.discard()
-        self.ledger.finish(opened)
+            self._ledger.claim(read.open, claim)
+        try:
+            for claim in self._reader.claims(task, read):
+                self._ledger.claim(read.open, claim)
+        except ItemError as error:
+            read.open.failure = (error.code, str(error))
+
+    def _advance(self, files: int) -> None:
+        self._done += files
+        self._progress(min(self._done, self._compared.files))
 
 
-def _source_row(key: str, source: Source, options: IngestOptions) -> rows.Row:
-    size, modified = (-1, 0) if source.refused else _stat(source.path)  # read as soon as it is not refused any more
+def _with_said(listing: Listing, said: Said, left: set[str]) -> Iterator[Source]:
+    """Sources with their rows of the manifest, which are taken from `left`."""
+    for source in listing:
+        if source.path in said:
+            left.discard(source.path)
+            yield Source(
+                source.path, source.relative, source.root, source.size, source.modified, source.refused,
+                said[source.path][1], source.sidecar,
+            )  # fmt: skip
+        else:
+            yield source
+
+
+def _row(compared: Comparison, key: str, source: Source, part_of: str | None) -> rows.Row:
     return {
         "source_key": key,
-        "bytes": size,
-        "modified_ns": modified,
+        "bytes": source.size,
+        "modified_ns": source.modified,
         "source_digest": None,
-        "options_digest": source.options_digest(options, with_limits=False),
+        "options_digest": compared.digests.of(source, with_limits=False),
+        IF_FAILED: compared.digests.of(source, with_limits=True),
         "items": [],
         "state": "ingested",
+        "root": compared.root_key(source.root),
+        "part_of": part_of,
     }
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    """(bytes, modification time in ns), of a link itself where it leads nowhere, (-1, 0) where there is nothing."""
-    for follow in (True, False):
-        try:
-            stat = path.stat(follow_symlinks=follow)
-        except OSError:
-            continue
-        return stat.st_size, stat.st_mtime_ns
-    return -1, 0
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise ItemError("unreadable", f"it cannot be read: {error.strerror}") from error

@@ -4,7 +4,7 @@ Order: files into `integrity`, then items, then quarantine, then sources. A sour
 `sources`, so a kill anywhere leaves sources that the next ingest reads again, and finds their items there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ CLAIMS, SOURCES, BYTES = 20_000, 200, 256 * 2**20
 """Claims, sources, or bytes of arrays and letters after which what was collected is written."""
 IMAGES, IMAGE_SOURCES = 2**16, 5_000
 """Claims and sources likewise where they are of images: small ones wait for a pack that is worth its files."""
+IF_FAILED = "options_if_failed"
 _STORED = ("array", "row", "ingested_at")
 """Columns that say where and when, not what."""
 
@@ -48,8 +49,12 @@ class OpenSource:
     """A source whose claims come in: its row of `sources`, and what it claimed so far."""
 
     row: Row
-    options_if_failed: str = ""
-    """What stands for its `options_digest` if it fails: with the limits, since raising them may mend it."""
+    """Of its first file. What is under IF_FAILED stands for its `options_digest` if it fails: with the limits, since
+    raising them may mend it."""
+    others: list[Row] = field(default_factory=list)
+    """Rows of its other files, where it has several."""
+    before: frozenset[str] = frozenset()
+    """Keys of files that were parts of it, and are not any more."""
     seen: dict[str, str] = field(default_factory=dict)
     """item_id → content_digest of each claim."""
     conflicts: int = 0
@@ -58,6 +63,20 @@ class OpenSource:
     """Whether it has images."""
     keep: bool = False
     """Whether its items stay as they were, since it was not decoded."""
+    items: list[str] | None = None
+    """Its items where they are those of another source that holds the same."""
+    vanished: bool = False
+    """Whether it is not there any more."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all of its files."""
+        return [self.row, *self.others]
+
+    @property
+    def keys(self) -> set[str]:
+        """Of all of its files, also of those that it had before."""
+        return {row["source_key"] for row in self.rows} | self.before
 
 
 class Ledger:
@@ -67,36 +86,33 @@ class Ledger:
         self,
         lake: Lake,
         dataset: str,
-        found: frozenset[str] = frozenset(),
+        known: pa.Table | None = None,
+        found: Callable[[str], bool] = lambda _: False,
         recorded: integrity.Recorded | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts = Counts()
         self.found = found
-        """Keys of all sources that this ingest has found."""
+        """Whether this ingest has found a source, by its key."""
         self.packs = None if recorded is None else DamagedPacks(lake, recorded)
         """Set where what is stored is verified."""
         self.check = check
         """Raises where what was stored may have been swept before a row refers to it."""
         self._lake, self._dataset = lake, dataset
-        self._sources = (
-            items.read_sources(lake, dataset).select(items.SOURCES.names).cast(items.SOURCES).combine_chunks()
-        )
-        self._at = {key: row for row, key in enumerate(self._sources["source_key"].to_pylist())}
+        self._known = items.read_sources(lake, dataset) if known is None else known
+        self._fresh: dict[str, list[str]] = {}  # source_key → items of what was written since
+        self._changed: dict[str, Row] = {}  # rows of those of them that were not read
+        self._holders: dict[str, set[str]] = {}  # item_id → keys of those of them that claim it
+        self._at: dict[str, int | None] = {}
         self._events: list[tuple[OpenSource, Claim | None]] = []
         self._bytes, self._done = 0, 0.0
 
-    def known(self, source_key: str) -> Row | None:
-        """A source's row, without its items; None for one that was never finished."""
-        at = self._at.get(source_key)
-        if at is None:
-            return None
-        return {name: self._sources[name][at].as_py() for name in items.SOURCES.names if name != "items"}
-
     def items_of(self, source_key: str) -> list[str]:
         """The items that a source gave when it was last read."""
-        at = self._at.get(source_key)
-        return [] if at is None else self._sources["items"][at].as_py() or []
+        if source_key in self._fresh:
+            return self._fresh[source_key]
+        row = self.row(source_key)
+        return [] if row is None else row["items"] or []
 
     def claim(self, source: OpenSource, claim: Claim) -> None:
         """Take in an item of a source."""
@@ -118,9 +134,26 @@ class Ledger:
             self.settle()
 
     def row(self, source_key: str) -> Row | None:
-        """A source's whole row."""
-        known = self.known(source_key)
-        return None if known is None else {**known, "items": self.items_of(source_key)}
+        """A source's row of `sources` as it was before this ingest, or was changed without being read; None if there is none."""
+        if source_key in self._changed:
+            return self._changed[source_key]
+        if source_key not in self._at:
+            at = pc.index(self._known["source_key"], source_key).as_py() if len(self._known) else -1
+            self._at[source_key] = None if at < 0 else at
+        at = self._at[source_key]
+        return None if at is None else {name: self._known[name][at].as_py() for name in items.SOURCES.names}
+
+    def learn(self, rows: Mapping[str, int | None]) -> None:
+        """Where the rows of sources are in `known`, None for those that have none, so that they need not be searched."""
+        self._at |= rows
+
+    def move(self, roots: Mapping[int, str]) -> None:
+        """Rows of `known` that were found below another path than before: they are looked for there from now on."""
+        there = {row: root for row, root in roots.items() if self._known["source_key"][row].as_py() not in self._fresh}
+        if there:
+            rows = self._known.take(pa.array(list(there), pa.int64()))
+            at = rows.column_names.index("root")
+            items.write_sources(self._lake, self._dataset, rows.set_column(at, "root", pa.array(list(there.values()))))
 
     def settle(self, *, last: bool = False) -> None:
         """Write what was collected; with the `last`, also what waits for the rest of its pack."""
@@ -135,10 +168,14 @@ class Ledger:
                 batch.finish(source)
             else:
                 batch.judge(source, claim)
-        done = batch.write(last=last)
-        self._sources = pa.concat_tables([self._sources, done]).combine_chunks()
-        first = self._sources.num_rows - done.num_rows
-        self._at.update({key: first + row for row, key in enumerate(done["source_key"].to_pylist())})
+        for key, row in batch.write(last=last).items():
+            for item_id in self._fresh.get(key, ()):
+                self._holders[item_id].discard(key)
+            self._fresh[key] = row["items"]
+            for item_id in row["items"]:
+                self._holders.setdefault(item_id, set()).add(key)
+            if row["state"] == "gone" or row["source_digest"] is None:
+                self._changed[key] = row
 
     def _allowed(self, events: list[tuple[OpenSource, Claim | None]]) -> list[tuple[OpenSource, Claim | None]]:
         """Without sources whose subject was withdrawn since this ingest began: one that slept may not bring it back."""
@@ -149,19 +186,16 @@ class Ledger:
 
     def owners(self, item_ids: Iterable[str]) -> dict[str, set[str]]:
         """item_id → keys of the sources that claim it, for those that any does."""
-        column = self._sources["items"]
-        wanted = pa.array(list(item_ids), pa.string())
-        if not len(wanted) or not len(column):
-            return {}
-        flat, parents = pc.list_flatten(column), pc.list_parent_indices(column)
-        mask = pc.is_in(flat, value_set=wanted)
-        found: dict[str, set[str]] = {}
-        pairs = zip(flat.filter(mask).to_pylist(), parents.filter(mask).to_pylist(), strict=True)
-        keys = self._sources["source_key"]
-        for item_id, parent in pairs:
-            key = keys[parent].as_py()
-            if self._at[key] == parent:  # else an older row of a source that was read again
-                found.setdefault(item_id, set()).add(key)
+        wanted = set(item_ids)
+        found = {item_id: set(self._holders[item_id]) for item_id in wanted if self._holders.get(item_id)}
+        column = self._known["items"].combine_chunks()
+        if wanted and len(column):
+            flat, parents = pc.list_flatten(column), pc.list_parent_indices(column)
+            mask = pc.is_in(flat, value_set=pa.array(wanted, pa.string()))
+            keys = self._known["source_key"].take(parents.filter(mask)).to_pylist()
+            for item_id, key in zip(flat.filter(mask).to_pylist(), keys, strict=True):
+                if key not in self._fresh:  # else this row is older
+                    found.setdefault(item_id, set()).add(key)
         return found
 
 
@@ -187,6 +221,8 @@ class _Batch:
         self._failures: dict[str, tuple[str, str]] = {}
         self._mended: list[str] = []
         self._done: dict[str, Row] = {}
+        self._held: set[str] = set()  # items of sources that are done
+        self._let_go: dict[str, set[str]] = {}  # item_id → sources that held it, and in this batch do no more
 
     def judge(self, source: OpenSource, claim: Claim) -> None:
         """Decide whether a claim is a new item, a change, nothing new, or a conflict with another."""
@@ -197,9 +233,10 @@ class _Batch:
         rival = source.seen.get(item_id) or self._claimed.get(item_id)
         there = self._there.get(item_id)
         owners = self._owners.get(item_id, set())
-        others = owners - {source.row["source_key"]}
+        others = owners - source.keys
         changed = there is not None and there["state"] == "live" and there["content_digest"] != digest
-        lost = others - self._ledger.found if changed and source.row["source_key"] in owners else set()
+        mine = bool(owners & source.keys)
+        lost = {key for key in others if not self._ledger.found(key)} if changed and mine else set()
         if (changed and others - lost) or rival not in (None, digest):
             source.conflicts += 1
             return
@@ -214,9 +251,7 @@ class _Batch:
             self._counts.added += 1
             self._new[item_id] = claim
         else:
-            self._compare(
-                claim, there, others_only=bool(others) and source.row["source_key"] not in self._owners[item_id]
-            )
+            self._compare(claim, there, others_only=bool(others) and not mine)
 
     def _take_over(self, item_id: str, key: str) -> None:
         """A source that this ingest did not find, as its folder was moved, has no say in what its item becomes.
@@ -244,8 +279,11 @@ class _Batch:
 
     def finish(self, source: OpenSource) -> None:
         """Decide what becomes of a source, and of the items that it had and has no more."""
-        key = source.row["source_key"]
-        before = self._ledger.items_of(key)
+        if source.vanished:
+            self._vanish(source)
+            return
+        key, keys = source.row["source_key"], source.keys
+        before = list(dict.fromkeys(item for part in sorted(keys) for item in self._ledger.items_of(part)))
         failure = source.failure
         if failure is None and source.conflicts:
             failure = (
@@ -254,20 +292,38 @@ class _Batch:
                 "give it a key of its own in a manifest (column key), or make its record ids unique",
             )
         self._claimed.update(source.seen)  # also those that an earlier batch wrote
+        now = list(source.seen) if source.items is None else source.items
+        self._held.update(now)
         if failure is None and not source.keep:
-            self._mended.append(key)
-            self._lose(key, set(before) - set(source.seen))
+            self._mended += sorted(keys)
+            self._lose(keys, set(before) - set(now))
         if failure is not None:
-            source.row |= {"state": "quarantined", "options_digest": source.options_if_failed}
+            self._mended += sorted(keys - {key})
             self._failures[key] = failure
             self._counts.quarantined[failure[0]] = self._counts.quarantined.get(failure[0], 0) + 1
-        source.row["items"] = (
-            before if source.keep else list(dict.fromkeys([*(before if failure else []), *source.seen]))
-        )
-        self._done[key] = source.row
+            for row in source.rows:
+                row |= {"state": "quarantined", "options_digest": row.get(IF_FAILED, "")}
+        if source.keep or failure:
+            now = list(dict.fromkeys([*before, *now]))
+        for row in source.rows:
+            self._done[row["source_key"]] = {**row, "items": now}
+        self._leave(source.before)
 
-    def write(self, *, last: bool = False) -> pa.Table:
-        """Write everything, in order, and give the rows of the sources that are done."""
+    def _vanish(self, source: OpenSource) -> None:
+        """Decide what becomes of the items of a source that is not there any more."""
+        key = source.row["source_key"]
+        self._mended.append(key)
+        self._lose({key}, set(self._ledger.items_of(key)))
+        self._leave([key])
+
+    def _leave(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            row = self._done.get(key) or self._ledger.row(key)
+            if row is not None:
+                self._done[key] = {**row, "items": [], "state": "gone"}
+
+    def write(self, *, last: bool = False) -> dict[str, Row]:
+        """Write everything, in order, and give the rows of the sources that are done, by key."""
         files = {file.path: file for claim in self._new.values() for file in claim.files}
         renewed = dict(self._healed)
         if self._ledger.packs is not None:
@@ -299,7 +355,7 @@ class _Batch:
         crash.point("ingest-quarantine")
         done = pa.Table.from_pylist(list(self._done.values()), items.SOURCES)
         items.write_sources(self._lake, self._dataset, done)
-        return done
+        return self._done
 
     def _record(self, files: dict[str, integrity.FileRecord], renewed: dict[str, integrity.FileRecord]) -> None:
         """Add new files to `integrity`, and put those that were written anew in place of what was recorded."""
@@ -316,11 +372,14 @@ class _Batch:
         for item_id, row in known.items():
             self._new.setdefault(item_id, Claim(row, letters=rest[item_id].letters, image=rest[item_id].image))
 
-    def _lose(self, key: str, item_ids: set[str]) -> None:
-        """Items that their only source does not hold any more are gone."""
+    def _lose(self, keys: set[str], item_ids: set[str]) -> None:
+        """Items that their only sources do not hold any more are gone."""
         owners = self._ledger.owners(item_ids)
-        for item_id, row in self._rows({i for i in item_ids if not owners.get(i, set()) - {key}}).items():
-            if row["state"] == "live" and item_id not in self._claimed:
+        left = {i for i in item_ids if not owners.get(i, set()) - keys - self._let_go.get(i, set())}
+        for item_id in item_ids:
+            self._let_go.setdefault(item_id, set()).update(keys)
+        for item_id, row in self._rows(left).items():
+            if row["state"] == "live" and item_id not in self._claimed and item_id not in self._held:
                 self._counts.gone += 1
                 self._gone[item_id] = {**row, "state": "gone"}
 

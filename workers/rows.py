@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,10 @@ from .sources import IngestOptions, Source, acquired_at
 from .variants import store_variants
 
 Row = dict[str, Any]
+SHIFT_DAYS = 364
+"""Times that a source gives are moved back by 1 to so many days."""
+PACKED = ("sequences", "images")
+"""Kinds of which many share an array or a file; the others are arrays by themselves."""
 MAPPED = 2**20
 """Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
 
@@ -115,7 +120,7 @@ def _array_claim(
         raise ValueError("axes")
     write = arrays.write_volume if volume else arrays.write_recording
     stored = write(lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
-    row = _row(lake, dataset, source, options, str(entry["suffix"]))
+    row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
     row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
@@ -153,12 +158,12 @@ def _images(
     file = decoded.file(entry["file"])
     mode: Literal["r"] | None = "r" if file.stat().st_size > MAPPED else None
     found = arrays.check_dtype(np.load(file, mmap_mode=mode, allow_pickle=False))
-    images, meta, key = np.asarray(found), dict(entry["meta"]), source.natural_key
+    images, meta, key = np.asarray(found), dict(entry["meta"]), _natural_key(source, entry)
     if images.ndim != 4 or not images.flags.c_contiguous:
         raise ValueError("axes")
     header = arrays.header(images.shape[1:], images.dtype, meta)
     like = canonical_json(header)
-    shared = _row(lake, dataset, source, options, "")
+    shared = _row(lake, dataset, source, options, entry)
     shared["modality"] = source.modality(options) or entry["modality"]
     shared |= {"shape": list(images.shape[1:]), "dtype": images.dtype.name, "nbytes": images[0].nbytes}
     shared["attributes"] = canonical_json(entry["attributes"]).decode()
@@ -186,7 +191,7 @@ def _records(
             at += length
             if len(text) != length:
                 raise ValueError("letters")
-            row = _row(lake, dataset, source, options, "", record_id=str(record_id), records=int(entry["count"]))
+            row = _row(lake, dataset, source, options, entry, record_id=str(record_id), records=int(entry["count"]))
             row["modality"] = source.said.get("modality") or options.modality or entry["modality"]
             row |= {"content_digest": sequences.sequence_digest(alphabet, text), "shape": [length], "dtype": "uint8"}
             row["nbytes"] = length
@@ -205,14 +210,15 @@ def _row(
     dataset: str,
     source: Source,
     options: IngestOptions,
-    suffix: str,
+    entry: Mapping[str, Any],
     record_id: str | None = None,
     records: int = 1,
 ) -> Row:
-    """What is known of an item before its content: ids without a name in them, and what the user said."""
-    said, subject, session = source.said, source.subject, source.session
-    natural_key = source.natural_key + suffix
-    public = natural_key
+    """What is known of an item before its content: ids without a name in them, what the user said, and what the file says."""
+    said, suffix = source.said, str(entry["suffix"])
+    subject = source.subject or _text(entry, "subject")
+    session = source.session or _text(entry, "session")
+    natural_key = public = _natural_key(source, entry)
     if record_id is not None:
         named = said.get("key") or options.assembly or source.relative
         natural_key, public = f"{named}\0{record_id}", record_id
@@ -223,10 +229,10 @@ def _row(
         "name": f"{given}{suffix}" if given else public if options.public else None,
         "subject_id": lake.subject_id(subject) if subject else None,
         "session_id": keyed(lake.key, "session", subject or "", session) if session else None,
-        "derived_from": derived_from(lake, dataset, said.get("derived_from")),
-        "acquired_at": acquired_at(said.get("acquired_at")),
+        "derived_from": derived_from(lake, dataset, said.get("derived_from") or _text(entry, "derived_from")),
+        "acquired_at": acquired_at(said.get("acquired_at")) or _time(lake, subject, entry, options.dates),
         "site": said.get("site"),
-        "laterality": said.get("laterality"),
+        "laterality": said.get("laterality") or entry.get("laterality"),
         "licence": said.get("licence") or options.licence,
         "permitted_use": said.get("permitted_use") or options.permitted_use,
         "state": "live",
@@ -234,8 +240,27 @@ def _row(
     return row
 
 
+def _natural_key(source: Source, entry: Mapping[str, Any]) -> str:
+    """The manifest's, else the file's own, else that of the path; with what tells the item from the file's others."""
+    return str(source.said.get("key") or entry.get("key") or source.natural_key) + str(entry["suffix"])
+
+
+def _text(entry: Mapping[str, Any], name: str) -> str | None:
+    return None if entry.get(name) is None else str(entry[name])
+
+
+def _time(lake: Lake, subject: str | None, entry: Mapping[str, Any], dates: str) -> datetime | None:
+    """When the file says that it was acquired. Shifted back, by the same up to a year for all of a subject."""
+    time = acquired_at(_text(entry, "acquired_at"))
+    if time is None or dates == "drop" or (dates == "shift" and subject is None):
+        return None
+    if dates == "shift":
+        time -= timedelta(days=1 + int(keyed(lake.key, "days", subject or ""), 16) % SHIFT_DAYS)
+    return time
+
+
 def derived_from(lake: Lake, dataset: str, said: str | None) -> str | None:
-    """The id of the item that a manifest names by its id, or by its natural key in the same dataset."""
+    """The id of the item that a manifest or a file names by its id, or by its natural key in the same dataset."""
     if said is None or re.fullmatch("[0-9a-f]{32}", said):
         return said
     return lake.item_id(dataset, said)

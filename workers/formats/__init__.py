@@ -17,7 +17,20 @@ from diastole.lake.errors import ItemError, SpecError
 
 from . import source
 
-BUILT_IN = ("nifti", "edf", "fasta", "genbank", "structure", "variants", "stack", "image", "tiff")
+BUILT_IN = (
+    "nifti",
+    "edf",
+    "brainvision",
+    "eeglab",
+    "fif",
+    "fasta",
+    "genbank",
+    "structure",
+    "variants",
+    "stack",
+    "image",
+    "tiff",
+)
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
 """How much of a file, after gunzip, a reader is shown to recognise it."""
@@ -38,6 +51,8 @@ class ReadOptions:
     limits: Limits = Limits()
     alphabet: str | None = None
     """dna, protein, or None: found out."""
+    allow_burned_in: bool = False
+    """Whether pictures may be read that have, or may have, a patient's name in their pixels."""
     parts: tuple[Path, ...] = ()
     """All files of the source, sorted, `path` among them; empty where it is that one file."""
 
@@ -111,11 +126,14 @@ def check_name(name: str) -> str:
     return name
 
 
-def part_of(path: Path, name: str | None) -> tuple[Reader, Part]:
-    """The reader of a file, and what the file is a part of. Raises ItemError."""
+def part_of(path: Path, name: str | None, *, head_only: bool = False) -> tuple[Reader, Part | None]:
+    """The reader of a file, and what the file is a part of; None where only its head is here, which does not tell.
+
+    Raises ItemError.
+    """
     reader = choose(path, name)
     tell = getattr(reader, "part_of", None)
-    return reader, Part() if tell is None else tell(path)
+    return reader, Part() if tell is None else None if head_only else tell(path)
 
 
 def choose(path: Path, name: str | None) -> Reader:

@@ -1,0 +1,92 @@
+"""Sources in an object store: listed where they lie, and copied here one by one when they are read."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diastole.lake.errors import ItemError, LakeError, SpecError
+from diastole.lake.remote import again, opened, translated
+from diastole.lake.store import SCHEMES
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+PIECE = 8 * 2**20
+"""Bytes that are fetched at a time."""
+
+
+def is_remote(path: Path | str) -> bool:
+    """Whether a path is a URL of an object store. Raises SpecError for other URLs: they could reach any service."""
+    scheme, separator, _ = str(path).partition("://")
+    if isinstance(path, Path) or not separator:
+        return False
+    if scheme not in SCHEMES:
+        raise SpecError(f"sources cannot be read from {scheme}://; use a folder or one of {', '.join(SCHEMES)}")
+    return True
+
+
+class Bucket:
+    """What lies at and below a URL."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root.rstrip("/")
+        self._store = _store(self._root)
+
+    def list(self) -> Iterator[tuple[str, int, int]]:
+        """(URL, bytes, modification time in ns) of each object; a URL of one object is that one."""
+        import obstore
+
+        found = False
+        with translated("the sources"):
+            for batch in obstore.list(self._store):
+                for meta in batch:
+                    found = True
+                    modified = int(meta["last_modified"].timestamp() * 1e9)
+                    yield f"{self._root}/{meta['path']}", int(meta["size"]), modified
+        if not found:
+            yield from self._itself()
+
+    def _itself(self) -> Iterator[tuple[str, int, int]]:
+        import obstore
+
+        parent, _, name = self._root.rpartition("/")
+        if parent.endswith(("/", ":")):  # the bucket itself, which is empty
+            return
+        try:
+            meta = again(name, lambda: obstore.head(_store(parent), name))
+        except FileNotFoundError:
+            return
+        yield self._root, int(meta["size"]), int(meta["last_modified"].timestamp() * 1e9)
+
+
+def fetch(url: str, target: Path, most: int | None = None) -> None:
+    """Copy an object, or its first bytes, into a file. Raises ItemError where it is gone, EnvironmentFailure for storage."""
+    import obstore
+
+    parent, _, name = url.rpartition("/")
+    store = _store(parent)
+    try:
+        if most is not None:
+            size = int(again("a source", lambda: obstore.head(store, name))["size"])
+            length = min(most, size)
+            data = again("a source", lambda: obstore.get_range(store, name, start=0, length=length)) if length else b""
+            target.write_bytes(memoryview(data))
+            return
+
+        def copy() -> None:
+            with target.open("wb") as out:
+                for piece in obstore.get(store, name).stream(PIECE):
+                    out.write(memoryview(piece))
+
+        again("a source", copy)
+    except FileNotFoundError as error:
+        raise ItemError("unreadable", "it is not there any more") from error
+
+
+@cache
+def _store(url: str) -> "ObjectStore":
+    try:
+        return opened(url)
+    except LakeError as error:
+        raise SpecError(str(error).replace("a lake's URL", "a URL of sources")) from None
