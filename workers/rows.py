@@ -140,13 +140,12 @@ def _variants_claim(
     entry: Mapping[str, Any],
     recorded: Recorded | None,
 ) -> Claim:
-    subject = source.subject or entry.get("subject")
+    subject = source.subject or _text(entry, "subject")
     gone = suppressed.subjects(lake)
     prefix = lake.dataset(dataset, "arrays")
     stored, shape, nbytes = store_variants(lake, prefix, decoded, entry, subject, gone, recorded)
-    row = _row(lake, dataset, source, options, str(entry["suffix"]))
+    row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
-    row["subject_id"] = lake.subject_id(str(subject)) if subject else None
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": shape, "nbytes": nbytes}
     row["attributes"] = canonical_json({**entry["attributes"], "samples": shape[1]}).decode()
     return Claim(row, stored.files, healed=stored.healed)

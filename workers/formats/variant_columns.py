@@ -93,7 +93,8 @@ class Table:
             "genotypes": math.comb(alleles + (ploidy or 2) - 1, ploidy or 2),
         }
         described = {}
-        for name, column in [*self._numbers.items(), *self._texts.items()]:
+        columns: dict[str, Column | TextColumn] = {**self._numbers, **self._texts}
+        for name, column in columns.items():
             last = self._last_dimension(name, column.width, sizes)
             column.finish(flat=last is None)
             first = {"contig": "contigs", "filter": "filters"}.get(name.partition("_")[0], "variants")
