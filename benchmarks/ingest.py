@@ -1,6 +1,6 @@
 """DICOM and NIfTI to Zarr beside a plain script of pydicom or nibabel and zarr-python, in one run, in turns.
 
-    python benchmarks/ingest.py [--series 4] [--slices 240] [--volumes 24] [--rounds 3] [--folder FOLDER]
+    python benchmarks/ingest.py [--series 4] [--slices 240] [--volumes 24] [--rounds 3] [--folder FOLDER] [--keep]
 
 Series are slices of 512² made of pyradiomics' CT of lungs under the header of a real slice; NIfTI files are the MNI template,
 each with other voxels. diastole's part is `diastole ingest` as it is typed, with two decoders: hashed, checked, read in
@@ -23,9 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ingest_report
 import nibabel
 import numpy as np
 import pydicom
+import report
 import zarr
 from fetched import data
 from memory import Watch
@@ -132,22 +134,14 @@ def compare(sources: Path, rounds: int, folder: Path) -> dict[str, Any]:
     return {"median": medians, "times diastole's": ratios, "all": found}
 
 
-def table(what: str, found: dict[str, Any]) -> str:
-    """For docs/performance.md."""
-    lines = [f"| {what} | s | CPU, s | peak, MB | times as long | times the memory |", "|---|---|---|---|---|---|"]
-    for who, one in found["median"].items():
-        ratio = found["times diastole's"].get(who, {"seconds": 1.0, "peak_mb": 1.0})
-        values = f"{one['seconds']:.1f} | {one['cpu_s']:.1f} | {one['peak_mb']:.0f}"
-        lines.append(f"| {who} | {values} | {ratio['seconds']:.2f} | {ratio['peak_mb']:.2f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
-    """Make, run in turns, print JSON and then the tables."""
+    """Make, run in turns, print JSON and then tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, count in (("series", 4), ("slices", 240), ("volumes", 24), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--keep", action="store_true", help="Into docs/.")
+    parser.add_argument("--note", default="", help="How busy the machine was, …")
     said = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=said.folder) as name:
         folder, found = Path(name), {}
@@ -160,8 +154,18 @@ def main() -> None:
             what = f"NIfTI: {said.volumes} .nii.gz of the MNI template, int16"
             found[what] = compare(folder / "nifti", said.rounds, folder)
     print(json.dumps(found, indent=1))
-    print(*(table(what, one) for what, one in found.items()), sep="\n\n")
-    print("\nOn", os.cpu_count(), "cores,", ", ".join(f"{package} {version(package)}" for package in PACKAGES))
+    print(*(line for what, one in found.items() for line in ingest_report.table(what, one)), sep="\n")
+    if said.keep:
+        keep(found, said.note)
+
+
+def keep(found: dict[str, Any], note: str) -> None:
+    """Put what was measured into docs/."""
+    named = {key: value for key, value in report.machine().items() if key in ("cpu", "python", "deltalake")}
+    kept = {"machine": named | {one: version(one) for one in PACKAGES}, "note": note, "sources": found}
+    (report.DOCS / "ingest.json").write_text(json.dumps(kept, indent=1) + "\n")
+    workloads = json.loads((report.DOCS / "performance.json").read_text())["workloads"]
+    (report.DOCS / "performance.md").write_text(report.page(workloads))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ WRITER = "diastole-writer"
 """What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
 
 
+_BUFFERS = (bytes, bytearray, memoryview)
+
+
 class Found(NamedTuple):
     """A file as a listing shows it."""
 
@@ -181,7 +184,7 @@ class Store:
             import obstore
 
             _check(relative)
-            whole = data if isinstance(data, bytes) else b"".join(data)
+            whole = data if isinstance(data, _BUFFERS) else b"".join(data)
             again(relative, lambda: obstore.put(self._obstore, relative, whole))
             return
         path = self.path(relative)
@@ -410,7 +413,7 @@ def _write_aside(path: Path, data: bytes | Iterable[bytes], *, durable: bool = T
     part = path.parent / f".part-{uuid.uuid4().hex}"
     try:
         with part.open("xb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
+            file.writelines([data] if isinstance(data, _BUFFERS) else data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
