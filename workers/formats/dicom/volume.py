@@ -12,7 +12,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from .. import Limits
+from .. import Limits, lean
 from . import dataset, pixels, series
 from .pixels import Layout
 from .slices import Slice
@@ -120,7 +120,7 @@ def write(
 
 def meta(affine: np.ndarray, rescale: tuple[float, float], said: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
     """`meta` for write_volume."""
-    nibabel = _nibabel()
+    nibabel = lean.nibabel()
     made: dict[str, Any] = {
         "spacing": [round(float(size), 6) for size in nibabel.affines.voxel_sizes(affine)],
         "orientation": "".join(nibabel.aff2axcodes(affine)) if known else None,
@@ -130,13 +130,6 @@ def meta(affine: np.ndarray, rescale: tuple[float, float], said: Mapping[str, An
     if "fourth_axis" in said:
         made["time_step"] = _time_step(said)
     return made
-
-
-def _nibabel() -> Any:
-    """Imported where it is needed; Any, since its functions are not typed."""
-    import nibabel
-
-    return nibabel
 
 
 def _time_step(said: Mapping[str, Any]) -> float | None:
