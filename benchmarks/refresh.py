@@ -61,9 +61,7 @@ def know(lake: Lake, root: Path, count: int) -> None:
     items.write_sources(lake, "d", pa.table(columns, items.SOURCES))
     row = dict.fromkeys(items.ITEMS.names)
     row |= {"modality": "MR", "state": "live", "ingested_at": now, "shape": [1], "dtype": "uint8", "nbytes": 1}
-    columns = {
-        name: ids if name == "item_id" else [row[name]] * count for name in items.ITEMS.names
-    }
+    columns = {name: ids if name == "item_id" else [row[name]] * count for name in items.ITEMS.names}
     items.write_items(lake, "d", pa.table(columns, items.ITEMS))
     remember(lake, "d", [root], options)
 
@@ -72,7 +70,9 @@ def refresh(lake: Lake, environment: dict[str, str]) -> dict[str, float]:
     """Seconds and peak memory of the command, and what it said."""
     command = [sys.executable, "-m", "diastole.cluster", "refresh", "d", "--lake", lake.store.root, "--json"]
     begun = time.perf_counter()
-    done = subprocess.run(["/usr/bin/time", "-v", *command], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["/usr/bin/time", "-v", *command], env=environment, capture_output=True, text=True, check=True
+    )
     seconds = time.perf_counter() - begun
     peak = int(re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)[1]) / 2**20
     said = json.loads(done.stdout)

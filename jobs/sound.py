@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lake import arrays
 from ..lake.database import ROWS
-from ..lake.errors import ItemError
+from ..lake.errors import EnvironmentFailure, ItemError, LakeError
 from ..lake.layout import Lake
 from .holdings import holdings
 
@@ -81,15 +81,22 @@ def unsound_rows(connection: "DuckDBPyConnection", dataset: str) -> list[Unsound
     return [Unsound(dataset, item, code, RULES[code][1]) for item, code in connection.execute(query).fetchall()]
 
 
-def unsound(lake: Lake, *, deep: bool) -> list[Unsound]:
-    """Look at all datasets; deep, also at what each array says of itself."""
+def unsound(lake: Lake, *, deep: bool) -> tuple[list[Unsound], dict[str, str]]:
+    """(what cannot be, of all datasets; why the items of some could not be looked at: their table is damaged).
+
+    Deep, what each array says of itself is looked at, too.
+    """
     found: list[Unsound] = []
+    unread: dict[str, str] = {}
     for dataset in lake.datasets():
-        with holdings(lake, dataset) as connection:
-            found += unsound_rows(connection, dataset)
-            if deep:
-                found += islice(_unsound_arrays(lake, connection, dataset), MOST)
-    return found
+        try:
+            with holdings(lake, dataset) as connection:
+                found += unsound_rows(connection, dataset)
+                if deep:
+                    found += islice(_unsound_arrays(lake, connection, dataset), MOST)
+        except (LakeError, EnvironmentFailure) as error:
+            unread[dataset] = str(error)
+    return found, unread
 
 
 def _unsound_arrays(lake: Lake, connection: "DuckDBPyConnection", dataset: str) -> Iterator[Unsound]:
