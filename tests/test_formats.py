@@ -11,7 +11,7 @@ import pytest
 
 from diastole.lake.errors import ItemError
 from diastole.workers import formats
-from diastole.workers.formats import Limits, ReadOptions, edf, fasta, nifti
+from diastole.workers.formats import Limits, ReadOptions, channels, edf, fasta, nifti
 
 PLAIN = ReadOptions()
 
@@ -123,7 +123,7 @@ def test_non_finite_voxels_are_counted(tmp_path):
     assert read(nifti, tmp_path / "a.nii")[0][0]["attributes"]["non_finite"] == 3
 
 
-def test_colours_complex_numbers_and_pairs_are_refused(tmp_path):
+def test_colours_complex_numbers_and_half_pairs_are_refused(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.ones((3, 3, 3), np.complex64), np.eye(4)), tmp_path / "c.nii")
     assert code(nifti, tmp_path / "c.nii") == "unsupported"
     rgb = np.zeros((3, 3, 3), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
@@ -131,7 +131,8 @@ def test_colours_complex_numbers_and_pairs_are_refused(tmp_path):
     assert code(nifti, tmp_path / "rgb.nii") == "unsupported"
     nibabel.save(nibabel.Nifti1Pair(np.ones((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "p.hdr")
     assert nifti.sniff((tmp_path / "p.hdr").read_bytes())
-    assert code(nifti, tmp_path / "p.hdr") == "unsupported"
+    (tmp_path / "p.img").unlink()
+    assert code(nifti, tmp_path / "p.hdr") == "part_missing"
 
 
 @pytest.mark.parametrize("dims", [(3, 30000, 30000, 30000), (7, *[32767] * 7)])
@@ -240,7 +241,7 @@ def test_each_rate_is_an_item_and_annotations_are_left_out(tmp_path):
      ("EMG submental", "EMG"), ("EKG", "ECG"), ("ECG II", "ECG"), ("Resp oro-nasal", "other"), ("Temp rectal", "other"), ("Status", "other"), ("EMGX", "other")],
 )  # fmt: skip
 def test_channel_types_follow_the_label(label, kind):
-    assert edf.channel_type(label) == kind
+    assert channels.channel_type(label) == kind
 
 
 def test_micro_becomes_u(tmp_path):

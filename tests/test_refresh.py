@@ -47,15 +47,16 @@ def test_only_what_is_new_changed_or_gone_is_done(lake, source):
 
 
 def test_what_is_gone_is_planned_no_more_and_its_prediction_stays(lake, tmp_path):
-    made.add_proteins(lake, tmp_path / "src", ["MKVW" * (n + 2) for n in range(4)], dataset="p")
+    proteins = made.proteins(4)
+    made.add_proteins(lake, tmp_path / "src", proteins, dataset="p")
     made.residues(lake, name="r")
     assert made.run(lake, dataset="p", model="r").scored == 4
     [file] = (tmp_path / "src").iterdir()
-    file.write_text("".join(f">p{n}\n{'MKVW' * (n + 2)}\n" for n in range(3)))
+    file.write_text("".join(f">p{n}\n{protein}\n" for n, protein in enumerate(proteins[:3])))
     report = refresh(lake, "p", [tmp_path / "src"], IngestOptions(public=True, alphabet="protein"))
     assert did(report) == (0, 0, 3, 1)
     assert made.run(lake, dataset="p", model="r").scored == 0
-    made.assert_each_once(lake, 4)
+    made.assert_each_once(lake, 4, dataset="p")
 
 
 def test_a_file_that_comes_back_is_live_again(lake, source):

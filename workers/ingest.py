@@ -7,9 +7,7 @@ decoder of its own, and one ledger takes what they found in the order of the lis
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +18,10 @@ from diastole.lake.layout import Lake, check_name
 
 from . import rows
 from .compare import Comparison
+from .formats import Part
 from .listing import Listing, absolute
 from .publish import IF_FAILED, Ledger, OpenSource
-from .reading import Read, Readers, Task
+from .reading import Answer, Read, Readers, SourceReader, Task, Threads, is_original
 from .sources import IngestOptions, Source, not_in, read_manifest
 from .survey import INDEX, Survey, Together
 
@@ -32,6 +31,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of files that are done, and of all."""
 FEW, SHARE = 10, 0.5
 """A refresh stops where more than so many, and more than this share, of the known sources would be gone."""
+Hire = Callable[[SourceReader], Readers]
+"""Where sources are read, other than in threads of this process."""
 Said = Mapping[str, tuple[int, Mapping[str, str]]]
 
 
@@ -72,6 +73,7 @@ def ingest(
     paths: Sequence[Path | str],
     options: IngestOptions | None = None,
     progress: Progress | None = None,
+    hire: Hire | None = None,
 ) -> IngestReport:
     """Bring files and folders into a dataset, so that it holds what they hold now.
 
@@ -83,7 +85,7 @@ def ingest(
     """
     check_name("dataset", dataset)
     with leases.shared(lake, f"ingest into {dataset}") as held:
-        return _Ingest(lake, dataset, options or IngestOptions(), held).run(paths, progress)
+        return _Ingest(lake, dataset, options or IngestOptions(), held, hire=hire).run(paths, progress)
 
 
 def refresh(
@@ -94,6 +96,7 @@ def refresh(
     progress: Progress | None = None,
     *,
     allow_gone: bool = False,
+    hire: Hire | None = None,
 ) -> IngestReport:
     """As `ingest`, and items whose files are not below these paths any more become `gone`: they are planned no more.
 
@@ -102,7 +105,7 @@ def refresh(
     """
     check_name("dataset", dataset)
     with leases.shared(lake, f"refresh of {dataset}") as held:
-        run = _Ingest(lake, dataset, options or IngestOptions(), held, gone=True, allow_gone=allow_gone)
+        run = _Ingest(lake, dataset, options or IngestOptions(), held, gone=True, allow_gone=allow_gone, hire=hire)
         return run.run(paths, progress)
 
 
@@ -118,14 +121,16 @@ class _Ingest:
         *,
         gone: bool = False,
         allow_gone: bool = False,
+        hire: Hire | None = None,
     ) -> None:
+        self._hire = hire
         self._lake, self._dataset, self._options = lake, dataset, options
         self._look_for_gone, self._allow_gone, self._check = gone, allow_gone, held.check
         self._recorded = integrity.Recorded(lake) if options.verify else None
         self._withdrawn = suppressed.read(lake)
         self._refused: list[str] = []
         self._left: set[str] = set()
-        self._reading: deque[Future[Read]] = deque()
+        self._reading: deque[tuple[Task, Answer]] = deque()
         self._opened = self._bytes = self._copies = self._done = 0
         self._digests: dict[tuple[str, str], list[str]] = {}
         self._progress: Callable[[int], None] = lambda _: None
@@ -140,17 +145,18 @@ class _Ingest:
             self._progress = lambda done: progress(done, files)
         self._ledger = Ledger(self._lake, self._dataset, self._compared.known, self._found, self._recorded, self._check)
         self._done = files - len(self._compared.changed)
-        self._readers = Readers(
-            self._lake, self._dataset, self._options, self._recorded, self._withdrawn, self._compared
+        self._reader = SourceReader(
+            self._lake, self._dataset, self._options, self._withdrawn, self._recorded, self._compared.twin
         )
+        self._readers = (self._hire or Threads)(self._reader)
         try:
             self._open_folders(listing)
-            survey = Survey(self._compared, self._options.format, np.flatnonzero(missing).tolist())
-            for together in survey.run(self._readers.pool, self._readers.with_decoder):
+            survey = Survey(self._compared, np.flatnonzero(missing).tolist())
+            for together in survey.run(self._readers.ask):
                 self._take(together)
             self._finish(missing)
         finally:
-            self._readers.close(self._reading)
+            self._readers.close(answer for _, answer in self._reading)
         self._progress(files)
         c = self._ledger.counts
         counts = (files, self._opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
@@ -217,16 +223,18 @@ class _Ingest:
             self._advance(len(keys))
             self._ledger.finish(opened)
             return
-        while len(self._reading) >= self._options.workers:
-            self._enter(self._reading.popleft().result())
+        while len(self._reading) >= self._readers.most:
+            self._enter(*self._reading.popleft())
         self._opened += len(keys)
         self._bytes += sum(max(source.size, 0) for source in together.sources)
-        self._reading.append(self._readers.submit(Task(together, opened)))
+        known = tuple(None if row is None else self._compared.known_row(key) for key, row in at.items())
+        task = Task(replace(together, part=Part()), opened, known)
+        self._reading.append((task, self._readers.submit(task)))
 
     def _finish(self, missing: np.ndarray) -> None:
         """Take in what is still being read, and write the rest."""
         while self._reading:
-            self._enter(self._reading.popleft().result())
+            self._enter(*self._reading.popleft())
         self._ledger.counts.unchanged += self._compared.unchanged_items()
         for row in np.flatnonzero(missing).tolist():
             known = self._compared.known.slice(row, 1).to_pylist()[0]
@@ -258,40 +266,38 @@ class _Ingest:
         known = (self._compared.known_row(key) for key in keys)
         self._refused += [row["source_key"] for row in known if row is not None and row["state"] == "quarantined"]
 
-    def _enter(self, read: Read) -> None:
+    def _enter(self, task: Task, answer: Answer) -> None:
         """Give a source's claims to the ledger."""
-        together, opened = read.task.together, read.task.open
+        read = answer.result()
+        opened = read.open
         if read.withdrawn:
             self._refuse([row["source_key"] for row in opened.rows])
             return
         self._advance(len(opened.rows))
         if opened.keep:
             self._ledger.counts.unchanged += len(self._ledger.items_of(opened.row["source_key"]))
-        if opened.items is None and opened.failure is None and not opened.keep:
-            opened.items = self._twin(read)
-        if opened.items is not None:
-            self._copies += 1
+        original = is_original(task.together) and opened.row["source_digest"] is not None
+        if original and opened.items is None and opened.failure is None and task.known == (None,):
+            opened.items = self._digests.get(read.content)  # those of a file that this ingest has read before
+        try:
+            if opened.items is not None:
+                self._copies += 1
+            else:
+                self._claim(task, read)
+        finally:
             read.discard()
-        for claim in read.claims if opened.items is None else ():
-            self._ledger.claim(opened, claim)
-        if read.decoded is not None and opened.items is None:
-            try:
-                said = (self._lake, self._dataset, together.sources[0], self._options, read.decoded)
-                for claim in chain(rows.sequence_claims(*said), rows.image_claims(*said)):
-                    self._ledger.claim(opened, claim)
-            except ItemError as error:
-                opened.failure = (error.code, str(error))
-            finally:
-                read.discard()
-        if read.is_original and opened.failure is None and not opened.conflicts:
+        if original and opened.failure is None and not opened.conflicts:
             self._digests[read.content] = list(opened.seen)
         self._ledger.finish(opened)
 
-    def _twin(self, read: Read) -> list[str] | None:
-        """Items of a file that this ingest has read before, and that holds the same."""
-        if not read.is_original or self._compared.row(read.task.open.row["source_key"]) is not None:
-            return None
-        return self._digests.get(read.content)
+    def _claim(self, task: Task, read: Read) -> None:
+        for claim in read.claims:
+            self._ledger.claim(read.open, claim)
+        try:
+            for claim in self._reader.claims(task, read):
+                self._ledger.claim(read.open, claim)
+        except ItemError as error:
+            read.open.failure = (error.code, str(error))
 
     def _advance(self, files: int) -> None:
         self._done += files

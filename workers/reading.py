@@ -1,13 +1,15 @@
-"""Threads that each read one source at a time, in a decoder of their own: fetch, hash, decode and, for arrays, write."""
+"""Reads one source: fetch, hash, decode, write. In threads of this process, each with a decoder of its own; or elsewhere."""
 
 import queue
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
-from diastole.lake import suppressed
+from diastole.lake import sequences, suppressed
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import digest, sha256_file
 from diastole.lake.integrity import Recorded
@@ -15,13 +17,13 @@ from diastole.lake.layout import Lake
 
 from . import rows
 from .bucket import fetch, is_remote
-from .compare import Comparison
 from .decode import Decoded, Decoder, Told
 from .formats import Limits, ReadOptions
 from .listing import stat_of
+from .packs import put_images, put_letters
 from .publish import OpenSource
 from .sources import IngestOptions, Source
-from .survey import Together
+from .survey import Together, ask_about
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,15 @@ class Task:
 
     together: Together
     open: OpenSource
+    known: tuple[rows.Row | None, ...]
+    """What is known of each of its files, as lake.items.SOURCES."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A source after its thread is done with it."""
+    """A source that was read, or why it could not be (in `open.failure`)."""
 
-    task: Task
+    open: OpenSource
     claims: list[rows.Claim] = field(default_factory=list)
     decoded: Decoded | None = None
     """Set where sequences or images are still to be taken from it."""
@@ -44,14 +48,9 @@ class Read:
     """Whether it holds what a withdrawn file held."""
 
     @property
-    def is_original(self) -> bool:
-        """Whether another file that holds the same is a copy of it: it is one file, and no key of its own was given."""
-        return is_original(self.task.together) and self.task.open.row["source_digest"] is not None
-
-    @property
     def content(self) -> tuple[str, str]:
         """What is the same for copies: what they hold, and what is said of them."""
-        return self.task.open.row["source_digest"], self.task.open.row["options_digest"]
+        return self.open.row["source_digest"], self.open.row["options_digest"]
 
     def discard(self) -> None:
         """Remove what was decoded."""
@@ -59,107 +58,104 @@ class Read:
             self.decoded.discard()
 
 
-class Readers:
-    """The threads of one ingest."""
+class Answer(Protocol):
+    """A source that is being read."""
 
-    def __init__(
-        self,
-        lake: Lake,
-        dataset: str,
-        options: IngestOptions,
-        recorded: Recorded | None,
-        withdrawn: suppressed.Suppressed,
-        compared: Comparison,
-    ) -> None:
-        self._lake, self._dataset, self._options = lake, dataset, options
-        self._recorded, self._withdrawn, self._compared = recorded, withdrawn, compared
-        self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
-        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for decoder in self._decoders:
-            self._free.put(decoder)
-        self.pool = ThreadPoolExecutor(options.workers, thread_name_prefix="ingest")
+    def result(self) -> Read:
+        """Wait for it. Raises EnvironmentFailure."""
 
-    def with_decoder(self, act: Callable[[Decoder], list[Told]]) -> list[Told]:
-        """Call a function with a decoder that is free."""
-        decoder = self._free.get()
-        try:
-            return act(decoder)
-        finally:
-            self._free.put(decoder)
+    def cancel(self) -> Any:
+        """Nobody waits for it any more."""
 
-    def submit(self, task: Task) -> Future[Read]:
-        """Read a source in a thread."""
-        return self.pool.submit(self._read, task)
 
-    def close(self, reading: Iterable[Future[Read]]) -> None:
-        """End all threads and decoders."""
-        for future in reading:
-            future.cancel()
-        for decoder in self._decoders:
-            decoder.stop()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        for decoder in self._decoders:
-            decoder.close()
+class Readers(Protocol):
+    """Where sources are read: in this process, or on Ray."""
 
-    def _read(self, task: Task) -> Read:
-        """A failure of the source is its outcome."""
+    most: int
+    """Sources that may wait to be read, or to be entered."""
+
+    def ask(self, batches: Sequence[Sequence[Source]]) -> Iterable[list[Told]]:
+        """What the files of each batch are."""
+
+    def submit(self, task: Task) -> Answer:
+        """Read a source, soon."""
+
+    def close(self, reading: Iterable[Answer]) -> None:
+        """End everything."""
+
+
+Twins = Callable[[rows.Row], "list[str] | None"]
+"""Finds the items of a known file that holds what a new one does."""
+
+
+def no_twin(_: rows.Row) -> list[str] | None:
+    """Where nobody looks for one."""
+    return None
+
+
+@dataclass(frozen=True)
+class SourceReader:
+    """Reads sources of one ingest. Any number of threads may use it."""
+
+    lake: Lake
+    dataset: str
+    options: IngestOptions
+    withdrawn: suppressed.Suppressed
+    recorded: Recorded | None = None
+    twin: Twins = no_twin
+
+    def read(self, task: Task, decoder: Decoder) -> Read:
+        """A failure of the source is its outcome. Raises EnvironmentFailure."""
+        sources = task.together.sources
         try:
             if task.together.failure is not None:
                 raise task.together.failure
-            if not any(is_remote(source.path) for source in task.together.sources):
-                return self._whole(task, [Path(source.path) for source in task.together.sources])
+            if not any(is_remote(source.path) for source in sources):
+                return self._whole(task, [Path(source.path) for source in sources], decoder)
             with TemporaryDirectory(prefix="diastole-fetch-") as folder:
-                return self._whole(task, [_fetched(s, Path(folder)) for s in task.together.sources])
+                return self._whole(task, [_fetched(source, Path(folder)) for source in sources], decoder)
         except ItemError as error:
             task.open.failure = (error.code, str(error))
-            return Read(task)
+            return Read(task.open)
 
-    def _whole(self, task: Task, paths: list[Path]) -> Read:
+    def claims(self, task: Task, read: Read) -> Iterable[rows.Claim]:
+        """What is still to be taken from what was decoded. Raises ItemError."""
+        if read.decoded is not None:
+            said = (self.lake, self.dataset, task.together.sources[0], self.options, read.decoded)
+            yield from chain(rows.sequence_claims(*said), rows.image_claims(*said))
+
+    def _whole(self, task: Task, paths: list[Path], decoder: Decoder) -> Read:
         for row, path in zip(task.open.rows, paths, strict=True):
             row["source_digest"] = _sha256(path)
-            content = suppressed.content_id(self._lake, row["source_digest"]) if self._withdrawn.contents else None
-            if content in self._withdrawn.contents:
-                return Read(task, withdrawn=True)
-        if not self._options.verify:
-            if self._is_known(task):
+            content = suppressed.content_id(self.lake, row["source_digest"]) if self.withdrawn.contents else None
+            if content in self.withdrawn.contents:
+                return Read(task.open, withdrawn=True)
+        if not self.options.verify:
+            if _is_known(task):
                 task.open.keep = True
-                return Read(task)
-            if is_original(task.together) and self._compared.row(task.open.row["source_key"]) is None:
-                task.open.items = self._compared.twin(task.open.row)
+                return Read(task.open)
+            if is_original(task.together) and task.known == (None,):
+                task.open.items = self.twin(task.open.row)
                 if task.open.items is not None:
-                    return Read(task)
-        claims, decoded = self._decode(task.together, paths)
+                    return Read(task.open)
+        claims, decoded = self._decode(task.together, paths, decoder)
         if any(not _unchanged(s, path) for s, path in zip(task.together.sources, paths, strict=True)):
             if decoded is not None:
                 decoded.discard()
             raise ItemError("unreadable", "it changed while it was read; ingest again when it is whole")
-        return Read(task, claims, decoded)
+        return Read(task.open, claims, decoded)
 
-    def _is_known(self, task: Task) -> bool:
-        """Whether all files hold what they held, and were all of their source."""
-        if task.open.before:
-            return False
-        for row in task.open.rows:
-            known = self._compared.known_row(row["source_key"])
-            if known is None or known["state"] != "ingested":
-                return False
-            if any(known[name] != row[name] for name in ("source_digest", "options_digest", "part_of")):
-                return False
-        return True
-
-    def _decode(self, together: Together, paths: list[Path]) -> tuple[list[rows.Claim], Decoded | None]:
-        source, options = together.sources[0], self._options
+    def _decode(
+        self, together: Together, paths: list[Path], decoder: Decoder
+    ) -> tuple[list[rows.Claim], Decoded | None]:
+        source, options = together.sources[0], self.options
         parts = tuple(paths) if len(paths) > 1 or together.part_of else ()
         limits = Limits(options.max_item_bytes)
         said = ReadOptions(limits, options.alphabet, options.allow_burned_in, parts)
-        decoder = self._free.get()
-        try:
-            decoded = decoder.decode(paths[0], options.format or together.format, said)
-        finally:
-            self._free.put(decoder)
+        decoded = decoder.decode(paths[0], options.format or together.format, said)
         more = False
         try:
-            claims = rows.store_arrays(self._lake, self._dataset, source, options, decoded, self._recorded)
+            claims = rows.store_arrays(self.lake, self.dataset, source, options, decoded, self.recorded)
             more = any(entry.get("kind") in rows.PACKED for entry in decoded.entries)
             return claims, decoded if more else None
         finally:
@@ -167,9 +163,116 @@ class Readers:
                 decoded.discard()
 
 
+def read_all(reader: SourceReader, tasks: Iterable[Task], decoder: Decoder) -> list[Read]:
+    """Read some sources and write all that they hold, packs too: nothing but rows and the names of files comes back."""
+    done: list[Read] = []
+    packs = _Packs(reader)
+    try:
+        for task in tasks:
+            read = reader.read(task, decoder)
+            packs.open.append(read)
+            claims = list(read.claims)
+            done.append(Read(read.open, claims, withdrawn=read.withdrawn))
+            try:
+                for claim in reader.claims(task, read):
+                    packs.add(claim, claims)
+            except ItemError as error:
+                task.open.failure = (error.code, str(error))
+        packs.put()
+        return done
+    finally:
+        packs.discard()
+
+
+class _Packs:
+    """Letters and images that wait until they fill a pack, and the files in which they lie meanwhile."""
+
+    def __init__(self, reader: SourceReader) -> None:
+        self._reader = reader
+        self.open: list[Read] = []
+        self._waiting: list[tuple[rows.Claim, list[rows.Claim]]] = []
+        self._bytes = 0
+
+    def add(self, claim: rows.Claim, claims: list[rows.Claim]) -> None:
+        """Put a claim into `claims`, once its pack is written."""
+        self._waiting.append((claim, claims))
+        self._bytes += claim.row["nbytes"]
+        if self._bytes >= sequences.PACK_BYTES:
+            self.put()
+
+    def put(self) -> None:
+        """Write the packs."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        loose, where = [claim for claim, _ in waiting], (self._reader.lake, self._reader.dataset)
+        files = [*put_letters(*where, loose), *put_images(*where, loose)]
+        for claim, claims in waiting:
+            claims.append(
+                replace(
+                    claim, files=[f for f in files if f.path.startswith(claim.row["array"])], letters=None, image=None
+                )
+            )
+
+    def discard(self) -> None:
+        """Remove what was decoded."""
+        for read in self.open:
+            read.discard()
+
+
+class Threads:
+    """The readers of this process."""
+
+    def __init__(self, reader: SourceReader) -> None:
+        options = reader.options
+        self._reader, self.most = reader, options.workers
+        self._decoders = [Decoder(deadline_s=options.deadline_s) for _ in range(options.workers)]
+        self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            self._free.put(decoder)
+        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="ingest")
+
+    def ask(self, batches: Sequence[Sequence[Source]]) -> Iterable[list[Told]]:
+        """What the files of each batch are."""
+        return self._pool.map(
+            lambda batch: self._with(lambda decoder: ask_about(batch, self._reader.options.format, decoder)), batches
+        )
+
+    def submit(self, task: Task) -> Answer:
+        """Read a source in a thread."""
+        return self._pool.submit(self._with, lambda decoder: self._reader.read(task, decoder))
+
+    def close(self, reading: Iterable[Answer]) -> None:
+        """End all threads and decoders."""
+        for answer in reading:
+            answer.cancel()
+        for decoder in self._decoders:
+            decoder.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _with(self, act: Callable[[Decoder], Any]) -> Any:
+        decoder = self._free.get()
+        try:
+            return act(decoder)
+        finally:
+            self._free.put(decoder)
+
+
 def is_original(together: Together) -> bool:
-    """Whether a source is one file that nothing but its path tells from its copies."""
+    """Whether another file that holds the same is a copy of it: it is one file, and no key of its own was given."""
     return together.part_of is None and not together.sources[0].said.get("key")
+
+
+def _is_known(task: Task) -> bool:
+    """Whether all files hold what they held, and were all of their source."""
+    if task.open.before:
+        return False
+    for row, known in zip(task.open.rows, task.known, strict=True):
+        if known is None or known["state"] != "ingested":
+            return False
+        if any(known[name] != row[name] for name in ("source_digest", "options_digest", "part_of")):
+            return False
+    return True
 
 
 def _fetched(source: Source, folder: Path) -> Path:

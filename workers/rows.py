@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
 
-from diastole.lake import arrays, sequences
+from diastole.lake import arrays, sequences, slides
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import canonical_json, content_digests, keyed
 from diastole.lake.integrity import FileRecord, Recorded
@@ -26,6 +26,14 @@ PACKED = ("sequences", "images")
 """Kinds of which many share an array or a file; the others are arrays by themselves."""
 MAPPED = 2**20
 """Bytes of decoded images that are mapped, if more: a file that is still mapped takes longer to be removed."""
+
+
+_WRITES: Mapping[str, Callable[..., arrays.StoredArray]] = {
+    "volume": arrays.write_volume,
+    "recording": arrays.write_recording,
+    "contours": arrays.write_contours,
+}
+"""What is an array of its own, by kind."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,17 @@ def store_arrays(
     decoded: Decoded,
     recorded: Recorded | None = None,
 ) -> list[Claim]:
-    """Write the volumes and recordings of a source; `recorded` as in lake.arrays.
+    """Write the volumes, recordings, outlines and slides of a source; `recorded` as in lake.arrays.
 
     Raises ItemError where the reader broke its contract.
     """
     claims = []
     for entry in decoded.entries:
-        if entry.get("kind") not in ("volume", "recording"):
+        if entry.get("kind") not in (*_WRITES, "slide"):
             continue
         try:
-            claims.append(_array_claim(lake, dataset, source, options, decoded, entry, recorded))
+            make = _slide_claim if entry["kind"] == "slide" else _array_claim
+            claims.append(make(lake, dataset, source, options, decoded, entry, recorded))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ItemError(
                 "unsupported", f"the {decoded.format} reader gave something that cannot be stored"
@@ -116,16 +125,38 @@ def _array_claim(
     volume = entry["kind"] == "volume"
     if data.ndim not in ((3, 4) if volume else (2,)):
         raise ValueError("axes")
-    write = arrays.write_volume if volume else arrays.write_recording
-    stored = write(lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
+    stored = _WRITES[entry["kind"]](lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
     row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
     row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
     if volume:
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
-    else:
+    elif entry["kind"] == "recording":
         row["signal"] = {key: meta[key] for key in ("rate", "channels", "units")}
+    return Claim(row, stored.files, healed=stored.healed)
+
+
+def _slide_claim(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    decoded: Decoded,
+    entry: Mapping[str, Any],
+    recorded: Recorded | None,
+) -> Claim:
+    """The row of a slide has the shape of its largest level, and the bytes of all."""
+    found = [np.load(decoded.file(name), mmap_mode="r", allow_pickle=False) for name in entry["levels"]]
+    levels, meta = [arrays.check_dtype(one) for one in found], dict(entry["meta"])
+    stored = slides.write_slide(lake, lake.dataset(dataset, "arrays"), levels, meta, recorded)
+    row = _row(lake, dataset, source, options, entry)
+    row["modality"] = source.modality(options) or entry["modality"]
+    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(levels[0].shape)}
+    row |= {"dtype": levels[0].dtype.name, "nbytes": sum(one.nbytes for one in levels)}
+    row["attributes"] = canonical_json(entry["attributes"]).decode()
+    if meta["spacing"] is not None:
+        row["geometry"] = {"spacing": meta["spacing"], "orientation": None, "affine": None}
     return Claim(row, stored.files, healed=stored.healed)
 
 

@@ -15,7 +15,7 @@ from diastole.lake.ids import digest
 
 from .formats import check_name
 
-VERSION = 2
+VERSION = 3
 """Raised when the same source would give another item, so that the next ingest reads all sources again."""
 COLUMNS = (
     "path", "key", "name", "subject", "session", "modality", "site", "laterality", "acquired_at", "licence",

@@ -1,7 +1,6 @@
 """From files to what is read together: the slices of a series, a recording and what lies beside it, a file alone."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +21,8 @@ AT_A_TIME = 64
 """Files that a decoder is asked about at once."""
 HEAD = 2**16
 """Bytes that are fetched of a file far away, to find out whether all of it has to be."""
-With = Callable[[Callable[[Decoder], list[Told]]], list[Told]]
-"""Calls a function with a decoder that is free."""
+Ask = Callable[[Sequence[Sequence[Source]]], Iterable[list[Told]]]
+"""Tells what the files of each batch are."""
 
 
 @dataclass
@@ -46,17 +45,16 @@ class Survey:
     """Finds out what belongs together among files that are new, changed or missing."""
 
     compared: Comparison
-    format: str | None
     missing: Iterable[int] = ()
     """Rows of known files that are not there any more."""
     _told: dict[str, Told] = field(default_factory=dict)
     _sources: dict[str, Source] = field(default_factory=dict)
 
-    def run(self, pool: Executor, with_decoder: With) -> list[Together]:
+    def run(self, ask: Ask) -> list[Together]:
         """All that is to be read, in the order of its first files."""
         changed = self.compared.changed
         self._sources = {source.path: source for source in changed.values()}
-        self._ask([s for s in changed.values() if not s.refused and not s.sidecar], pool, with_decoder)
+        self._ask([s for s in changed.values() if not s.refused and not s.sidecar], ask)
         gone = self._gone_parts()
         affected = {part_of for key, row in self.compared.at.items() if (part_of := self._part_of(row))} | gone.keys()
         groups, beside = self._groups(), self._beside()
@@ -64,7 +62,7 @@ class Survey:
         members = {s.path: s for part_of in unread for s in self._members(part_of) if s.path not in self._told}
         if members:
             self._sources |= {path: source for path, source in members.items() if path not in self._sources}
-            self._ask([s for s in members.values() if not s.sidecar], pool, with_decoder)
+            self._ask([s for s in members.values() if not s.sidecar], ask)
             groups, beside = self._groups(), self._beside()
         return self._together(groups, beside, gone)
 
@@ -171,25 +169,18 @@ class Survey:
     def _opaque(self, kind: str, text: str) -> str:
         return keyed(self.compared.lake.key, "part_of", kind, text)
 
-    def _ask(self, sources: list[Source], pool: Executor, with_decoder: With) -> None:
-        """Ask decoders what files are, several at a time."""
+    def _ask(self, sources: list[Source], ask: Ask) -> None:
         some = [sources[at : at + AT_A_TIME] for at in range(0, len(sources), AT_A_TIME)]
-        for asked, answers in zip(
-            some, pool.map(lambda one: with_decoder(_asker(one, self.format)), some), strict=True
-        ):
+        for asked, answers in zip(some, ask(some), strict=True):
             self._told |= {source.path: answer for source, answer in zip(asked, answers, strict=True)}
 
 
-def _asker(sources: list[Source], format_: str | None) -> Callable[[Decoder], list[Told]]:
-    """Asks about files where they lie; of those far away, the first bytes mostly tell."""
-
-    def ask(decoder: Decoder) -> list[Told]:
-        if not any(is_remote(source.path) for source in sources):
-            return decoder.survey([Path(source.path) for source in sources], format_)
-        with TemporaryDirectory(prefix="diastole-survey-") as folder:
-            return [_far(source, Path(folder) / "source", decoder, format_) for source in sources]
-
-    return ask
+def ask_about(sources: Sequence[Source], format_: str | None, decoder: Decoder) -> list[Told]:
+    """What files are, asked where they lie; of those far away, the first bytes mostly tell."""
+    if not any(is_remote(source.path) for source in sources):
+        return decoder.survey([Path(source.path) for source in sources], format_)
+    with TemporaryDirectory(prefix="diastole-survey-") as folder:
+        return [_far(source, Path(folder) / "source", decoder, format_) for source in sources]
 
 
 def _far(source: Source, here: Path, decoder: Decoder, format_: str | None) -> Told:

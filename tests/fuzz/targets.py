@@ -3,6 +3,7 @@
 Whatever comes in, reading gives a value or raises one of our own errors, and data that have a digest are right or refused.
 """
 
+import bz2
 import contextlib
 import csv
 import functools
@@ -13,6 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +41,7 @@ from diastole.lake.ids import sha256_bytes
 from diastole.lake.layout import Lake
 from diastole.workers import sources
 from diastole.workers.decode import _answer
-from diastole.workers.formats import Limits, ReadOptions
+from diastole.workers.formats import Limits, ReadOptions, part_of
 from diastole.workers.models import archives
 
 ITEM_BYTES = 2**22
@@ -114,12 +116,19 @@ def nothing_wrong(lake_path: str, data: bytes, read: Callable[[], Any]) -> Any:
 def source(data: bytes) -> None:
     """A source through the child's own code: entries that can be stored, or a code and a text."""
     place = folder() / "source"
+    place.write_bytes(data)
+    source_at(place)
+
+
+def source_at(place: Path) -> None:
+    """A source with its parts beside it: what it says that they are, and what is read of it."""
     out = folder() / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    place.write_bytes(data)
-    options = ReadOptions(Limits(ITEM_BYTES))
-    answer = _answer({"path": str(place), "folder": str(out), "format": None, "options": asdict(options)})
+    with contextlib.suppress(ItemError):
+        part_of(place, None)
+    options = ReadOptions(Limits(ITEM_BYTES), allow_burned_in=True)
+    answer = _answer({"path": os.fsencode(place).hex(), "folder": str(out), "format": None, "options": asdict(options)})
     json.dumps(answer)
     if not answer["ok"]:
         assert "gave up with" not in answer["message"], f"{answer['message']}"
@@ -158,6 +167,119 @@ def edf() -> list[bytes]:
     return files
 
 
+def waves() -> np.ndarray:
+    """Three channels of EEG-like numbers."""
+    return np.random.default_rng(0).normal(0, 50, (3, 300)).round(1)
+
+
+BRAINVISION = """Brain Vision Data Exchange Header File Version 1.0
+[Common Infos]
+Codepage=UTF-8
+DataFile=$b.eeg
+MarkerFile=$b.vmrk
+DataFormat=BINARY
+DataOrientation=MULTIPLEXED
+NumberOfChannels=3
+SamplingInterval=4000
+[Binary Infos]
+BinaryFormat=INT_16
+[Channel Infos]
+Ch1=Fp1,,0.1,µV
+Ch2=Cz,FCz,0.1,µV
+Ch3=ECG,,0.1,mV
+"""
+MARKERS = """Brain Vision Data Exchange Marker File Version 1.0
+[Marker Infos]
+Mk1=New Segment,,1,1,0,20200101010101000000
+Mk2=Stimulus,S  1,10,5,0
+Mk3=Comment,somebody,20,1,0
+"""
+
+
+def beside(files: dict[str, bytes], name: str) -> Callable[[bytes], None]:
+    """A part of a source of several files: what is fuzzed takes the place of one of them."""
+
+    def read(data: bytes) -> None:
+        place = folder() / "parts"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        for other, content in (files | {name: data}).items():
+            (place / other).write_bytes(content)
+        source_at(place / next(iter(files)))
+
+    return read
+
+
+def recording_files() -> dict[str, bytes]:
+    """A recording in BrainVision with BIDS' sidecars; the header first."""
+    stem = "sub-1_task-x_eeg"
+    return {
+        f"{stem}.vhdr": BRAINVISION.encode(),
+        f"{stem}.eeg": (waves().T * 10).astype("<i2").tobytes(),
+        f"{stem}.vmrk": MARKERS.encode(),
+        "sub-1_task-x_channels.tsv": b"name\ttype\tunits\tstatus\nFp1\tEEG\tuV\tgood\nCz\tEEG\tuV\tbad\n",
+        "sub-1_task-x_events.tsv": b"onset\tduration\ttrial_type\n0.5\t1\tEyes open\n1\tn/a\tblink\n",
+        f"{stem}.json": b'{"EEGReference": "average", "PowerLineFrequency": 50}',
+    }
+
+
+def of_recording(ending: str) -> Callable[[], list[bytes]]:
+    """One of its files."""
+    return lambda: [content for name, content in recording_files().items() if name.endswith(ending)]
+
+
+def matlab(*, compressed: bool) -> Callable[[], list[bytes]]:
+    """EEGLAB in MATLAB 5."""
+
+    def seeds() -> list[bytes]:
+        import scipy.io
+
+        labels = np.array([("Fp1", "EEG"), ("Cz", ""), ("E1", "")], [("labels", "O"), ("type", "O")])[None]
+        said = np.array([("S  1", 10.0, 1.0), (7.0, 20.0, 0.0)], [("type", "O"), ("latency", "O"), ("duration", "O")])[
+            None
+        ]
+        fields = {"nbchan": 3.0, "trials": 1.0, "srate": 250.0, "pnts": 300.0, "data": waves().astype("f4")}
+        fields |= {"chanlocs": labels, "event": said, "ref": "common"}
+        out = []
+        for content in (fields, {"EEG": fields}):
+            buffer = io.BytesIO()
+            scipy.io.savemat(buffer, content, do_compression=compressed)
+            out.append(buffer.getvalue())
+        return out
+
+    return seeds
+
+
+def hdf5() -> list[bytes]:
+    """EEGLAB in MATLAB 7.3."""
+    import eeglabio.raw
+
+    path = folder() / "seed.set"
+    eeglabio.raw.export_set(
+        str(path),
+        waves() * 1e-6,
+        250.0,
+        ["Fp1", "Cz", "E1"],
+        annotations=[["S  1"], np.array([1.0]), np.array([0.5])],
+        fmt="v7.3",
+    )
+    return [path.read_bytes()]
+
+
+def fif() -> list[bytes]:
+    """FIF as mne writes it, in two types."""
+    import mne
+
+    raw = mne.io.RawArray(waves() * 1e-6, mne.create_info(["Fp1", "Cz", "E1"], 250.0, "eeg"), verbose="ERROR")
+    raw.set_annotations(mne.Annotations([0.5], [0.1], ["blink"]))
+    raw.info["bads"] = ["Cz"]
+    out = []
+    for fmt in ("single", "short"):
+        raw.save(folder() / "seed_raw.fif", fmt=fmt, overwrite=True, verbose="ERROR")
+        out.append((folder() / "seed_raw.fif").read_bytes())
+    return out
+
+
 def fasta() -> list[bytes]:
     return [b">a one\nMKVWLA\nAC*\n>b\nGGG\n", b"\xef\xbb\xbf>chr1\r\nacgtNNRY\r\n\r\n>chr2\nUUACG\n"]
 
@@ -192,6 +314,67 @@ def tiff() -> list[bytes]:
         tifffile.imwrite(buffer, data, **options)
         made.append(buffer.getvalue())
     return made
+
+
+def dicoms() -> list[bytes]:
+    """Small files of pydicom's, some of them compressed, and a structure set."""
+    import pydicom
+
+    names = ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "rtdose_1frame.dcm", "JPEGLSNearLossless_08.dcm",
+             "SC_rgb_small_odd_jpeg.dcm", "image_dfl.dcm", "rtstruct.dcm", "rtdose_rle.dcm")  # fmt: skip
+    return [(Path(pydicom.__file__).parent / "data" / "test_files" / name).read_bytes() for name in names]
+
+
+def nrrd() -> list[bytes]:
+    said = "NRRD0004\n# x\ntype: short\ndimension: 3\nsizes: 3 4 5\nendian: little\nspace: LPS\n"
+    said += (
+        "space directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: (1,2,3)\nkinds: domain domain domain\nkey:=value\n"
+    )
+    data = np.arange(60, dtype="<i2").tobytes()
+    packed = {"raw": data, "gzip": gzip.compress(data, 1, mtime=0), "bzip2": bz2.compress(data)}
+    made = [f"{said}encoding: {kind}\n\n".encode() + body for kind, body in packed.items()]
+    four = "NRRD0005\ntype: uint8\ndimension: 4\nsizes: 2 3 4 5\nencoding: raw\nkinds: time space space space\nspacings: nan 1 2 3\n\n"
+    return [*made, four.encode() + bytes(120), made[0].replace(b"encoding", b"data file: x.raw\nencoding")]
+
+
+def metaimage() -> list[bytes]:
+    said = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    said += "Offset = 1 2 3\nElementSpacing = 1 2 3\nDimSize = 3 4 5\nElementType = MET_SHORT\n"
+    data = np.arange(60, dtype="<i2").tobytes()
+    packed = zlib.compress(data)
+    zipped = f"{said}CompressedData = True\nCompressedDataSize = {len(packed)}\nElementDataFile = LOCAL\n".encode()
+    return [
+        f"{said}ElementDataFile = LOCAL\n".encode() + data,
+        zipped + packed,
+        f"{said}ElementDataFile = x.raw\n".encode(),
+    ]
+
+
+def ome_tiff() -> list[bytes]:
+    """A z-stack of OME and of ImageJ, and a pyramid."""
+    import tifffile
+
+    stacks, stack = [], np.arange(2 * 3 * 9 * 8, dtype=np.uint16).reshape(2, 3, 9, 8)
+    for options in (
+        {"ome": True, "metadata": {"axes": "CZYX", "PhysicalSizeX": 0.2, "Channel": {"Name": ["DAPI", "x"]}}},
+        {"imagej": True, "metadata": {"axes": "ZCYX", "unit": "um", "spacing": 2.0}},
+    ):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, stack, **options)
+        stacks.append(buffer.getvalue())
+    for kind in (True, False):
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer, ome=kind) as writer:
+            said = {"tile": (16, 16), "photometric": "rgb", "compression": "zlib"}
+            writer.write(
+                np.ones((40, 50, 3), np.uint8),
+                subifds=1 if kind else 0,
+                metadata={"axes": "YXS"} if kind else None,
+                **said,
+            )
+            writer.write(np.ones((20, 25, 3), np.uint8), subfiletype=1, metadata=None, **said)
+        stacks.append(buffer.getvalue())
+    return stacks
 
 
 # Jobs and models
@@ -393,8 +576,9 @@ def table(data: bytes) -> None:
     """The CSV that comes with sources."""
     path, root = folder() / "m.csv", folder()
     path.write_bytes(data)
-    said = sources._manifest(path, [root], {root / "a.nii", root / "b.nii"})
-    for row in said.values():
+    for name in ("a.nii", "b.nii"):
+        (root / name).touch()
+    for _, row in sources.read_manifest(str(path), [str(root)]).values():
         sources.acquired_at(row.get("acquired_at"))
 
 
@@ -494,7 +678,21 @@ ZARR, IMAGES = "datasets/d/arrays/*.zarr", "datasets/d/images/*.zarr"
 TARGETS: dict[str, Target] = {
     "nifti": Target(nifti, source),
     "nifti.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in nifti()], source, within_gzip),
+    "dicom": Target(dicoms, source),
+    "nrrd": Target(nrrd, source),
+    "metaimage": Target(metaimage, source),
+    "tiff.ome": Target(ome_tiff, source),
     "edf": Target(edf, source),
+    "brainvision": Target(lambda: [BRAINVISION.encode()], beside(recording_files(), "sub-1_task-x_eeg.vhdr")),
+    "brainvision.markers": Target(lambda: [MARKERS.encode()], beside(recording_files(), "sub-1_task-x_eeg.vmrk")),
+    "bids.channels": Target(of_recording("channels.tsv"), beside(recording_files(), "sub-1_task-x_channels.tsv")),
+    "bids.events": Target(of_recording("events.tsv"), beside(recording_files(), "sub-1_task-x_events.tsv")),
+    "bids.json": Target(of_recording("eeg.json"), beside(recording_files(), "sub-1_task-x_eeg.json"), mutate_json),
+    "eeglab": Target(matlab(compressed=False), source),
+    "eeglab.packed": Target(matlab(compressed=True), source),
+    "eeglab.hdf5": Target(hdf5, source),
+    "fif": Target(fif, source),
+    "fif.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in fif()], source, within_gzip),
     "fasta": Target(fasta, source),
     "fasta.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in fasta()], source, within_gzip),
     "npy": Target(npy, source),

@@ -17,7 +17,9 @@ from diastole.lake.errors import ItemError, SpecError
 
 from . import source
 
-BUILT_IN = ("nifti", "edf", "fasta", "stack", "image", "tiff")
+BUILT_IN = (
+    "nifti", "dicom", "nrrd", "metaimage", "edf", "brainvision", "eeglab", "fif", "fasta", "stack", "image", "tiff",
+)  # fmt: skip
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
 """How much of a file, after gunzip, a reader is shown to recognise it."""
@@ -77,7 +79,7 @@ class Reader(Protocol):
     def read(self, path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
         """Write canonical numbers into `folder` and describe them, one entry for each item. Raises ItemError.
 
-        An entry is JSON: `kind` (volume, recording, sequences, images), `file` (its name in `folder`), `suffix` (what tells
+        An entry is JSON: `kind` (volume, recording, sequences, images, contours), `file` (its name in `folder`), `suffix` (what tells
         it from the file's other items), `meta` (as lake.arrays wants it), `attributes`, `modality` or null. No text
         of the header that could name a subject may be in it. `sequences` also has `records`, a file with one JSON
         line [record id, length, letters that occur, attributes] for each, in the order of their letters in `file`.

@@ -1,12 +1,12 @@
 """EDF, EDF+ and BDF. Samples stay the integers that were digitised; gain and offset turn them into units.
 
 The header is read by edfio; the records are read here, block by block, so that a long recording needs little memory.
+Annotations, and triggers of a BioSemi status channel, become events.
 """
 
+import contextlib
 import io
 import math
-import os
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from . import Limits, ReadOptions, source
+from . import Limits, Part, ReadOptions, bids, edf_events, recording, samples, source
+from .channels import unit
 
 name = "edf"
 
@@ -24,13 +25,7 @@ _MAGIC = {b"0       ": "edf", b"\xffBIOSEMI": "bdf"}
 _WIDTH = {"edf": 2, "bdf": 3}
 _BLOCK = 2**23
 """Samples decoded at once."""
-_MICRO = ("µ", "μ", "Âµ", "Î¼")
-"""Two code points look like micro; the last two are their UTF-8 read as Latin-1."""
-
 _ANNOTATIONS = {"EDF Annotations", "BDF Annotations"}
-_TYPES = {"EEG": "EEG", "EOG": "EOG", "EMG": "EMG", "ECG": "ECG", "EKG": "ECG"}
-_ELECTRODE = re.compile(r"(?:(?:FP|AF|F|FT|FC|T|TP|C|CP|P|PO|O|I)(?:Z|\d{1,2}H?)|N[Z]|[AM][12])", re.IGNORECASE)
-_REFERENCE = re.compile(r"(?:REF|LE|AVG|AV|AR|[AM]1[AM]2)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,7 @@ class _Header:
     records: int
     duration: float  # seconds of one record
     samples: list[int]  # of each signal in one record
+    discontinuous: bool
 
 
 def sniff(head: bytes) -> bool:
@@ -66,7 +62,7 @@ def preflight(path: Path, limits: Limits) -> None:
         )
 
 
-def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:  # noqa: ARG001 - the same for all
+def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
     """One (channel, time) array for each sampling rate, the rate with the most channels first."""
     header = _header(path)
     signals, annotations = _signals(path, header)
@@ -78,36 +74,27 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
     order = sorted(groups, key=lambda count: (-len(groups[count]), -count))
     rates = {count: count / header.duration for count in order}
     files = {count: f"signal-{count}.npy" for count in order}
-    _copy(path, header, {folder / files[count]: groups[count] for count in order})
+    events = edf_events.Events(header.duration, discontinuous=header.discontinuous)
+    status = _status(header, signals)
+    _copy(path, header, {folder / files[count]: groups[count] for count in order}, annotations, status, events)
+    attributes = {
+        "format": header.variant,
+        "rates": sorted(rates.values(), reverse=True),
+        "annotation_signals": len(annotations),
+    }
+    sidecar = bids.sidecar(path, options.parts)
+    said = recording.said(sidecar, list(signals.values()), events.found(), attributes, items=len(order))
     entries = []
     for count in order:
-        channels = [signals[index] for index in groups[count]]
-        types = [channel.pop("type") for channel in channels]
-        meta = {
-            "rate": rates[count],
-            "channels": [channel["label"] for channel in channels],
-            "channel_types": types,
-            **{key: [channel[key] for channel in channels] for key in ("units", "gain", "offset")},
-        }
-        attributes = {
-            "format": header.variant,
-            "rates": sorted(rates.values(), reverse=True),
-            "channel_types": types,
-            "annotation_signals": annotations,
-        }
         suffix = "" if count == order[0] else f"#{rates[count]:g}Hz"
-        modality = "EEG" if "EEG" in types else None
-        entries.append(
-            {
-                "kind": "recording",
-                "file": files[count],
-                "suffix": suffix,
-                "meta": meta,
-                "attributes": attributes,
-                "modality": modality,
-            }
-        )
+        channels = [signals[index] for index in groups[count]]
+        entries.append(recording.entry(said, files[count], rates[count], channels, suffix))
     return entries
+
+
+def part_of(path: Path) -> Part:
+    """BIDS' sidecars, where they are there."""
+    return Part(beside=bids.names(path))
 
 
 def _header(path: Path) -> _Header:
@@ -116,8 +103,6 @@ def _header(path: Path) -> _Header:
         fixed = file.read(256)
         if len(fixed) < 256 or not sniff(fixed):
             raise ItemError("truncated" if sniff(fixed) else "unreadable", "it does not begin with a whole EDF header")
-        if fixed[192:197] in (b"EDF+D", b"BDF+D"):
-            raise ItemError("unsupported", "its recording has gaps (EDF+D); split it into continuous recordings")
         header_bytes, records, count = (_integer(fixed[a:b]) for a, b in ((184, 192), (236, 244), (252, 256)))
         duration = _real(fixed[244:252])
         if records == -1:
@@ -133,11 +118,11 @@ def _header(path: Path) -> _Header:
     samples = [_integer(raw[8 * i : 8 * i + 8]) for i in range(count)]
     if min(samples) < 1 or duration < 0 or not math.isfinite(duration):
         raise ItemError("header_lies", "its records have no samples or no duration")
-    return _Header(_MAGIC[fixed[:8]], header_bytes, records, duration, samples)
+    return _Header(_MAGIC[fixed[:8]], header_bytes, records, duration, samples, fixed[192:197] in (b"EDF+D", b"BDF+D"))
 
 
-def _signals(path: Path, header: _Header) -> tuple[dict[int, dict[str, Any]], int]:
-    """Signals that are not annotations, by their place in a record, and the number of those that are."""
+def _signals(path: Path, header: _Header) -> tuple[dict[int, recording.Channel], list[int]]:
+    """Signals that are not annotations, by their place in a record, and the places of those that are."""
     import edfio
 
     with path.open("rb") as file:
@@ -145,7 +130,6 @@ def _signals(path: Path, header: _Header) -> tuple[dict[int, dict[str, Any]], in
     labels = [raw[at : at + 16].decode("latin-1").strip() for at in range(256, 256 + 16 * len(header.samples), 16)]
     if header.duration == 0 and not set(labels) <= _ANNOTATIONS:
         raise ItemError("header_lies", "its records have samples but no duration")
-    signals: dict[int, dict[str, Any]] = {}
     reader = edfio.read_edf if header.variant == "edf" else edfio.read_bdf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it misses the records, which are read below
@@ -153,13 +137,12 @@ def _signals(path: Path, header: _Header) -> tuple[dict[int, dict[str, Any]], in
             parsed: Any = reader(io.BytesIO(raw), header_encoding="latin-1")
         except ValueError as error:
             raise ItemError("header_lies", "its header holds what no EDF header may") from error
-    for index, signal in enumerate(parsed._signals):  # noqa: SLF001 - `signals` leaves out annotations, losing places
-        if signal.label not in _ANNOTATIONS:
-            signals[index] = _channel(signal, index)
-    return signals, len(header.samples) - len(signals)
+    all_signals = list(enumerate(parsed._signals))  # noqa: SLF001 - `signals` leaves out annotations, losing places
+    signals = {at: _channel(signal, at) for at, signal in all_signals if signal.label not in _ANNOTATIONS}
+    return signals, [at for at, _ in all_signals if at not in signals]
 
 
-def _channel(signal: Any, index: int) -> dict[str, Any]:
+def _channel(signal: Any, index: int) -> recording.Channel:
     try:
         low, high = float(signal.physical_min), float(signal.physical_max)
         first, last = int(signal.digital_min), int(signal.digital_max)
@@ -168,37 +151,40 @@ def _channel(signal: Any, index: int) -> dict[str, Any]:
     if first == last or low == high or not math.isfinite(low) or not math.isfinite(high):
         raise ItemError("header_lies", f"signal {index + 1} has an empty physical or digital range")
     gain = (high - low) / (last - first)
-    label, unit = str(signal.label).strip(), str(signal.physical_dimension).strip()
-    for micro in _MICRO:
-        unit = unit.replace(micro, "u")
-    return {"label": label, "units": unit, "gain": gain, "offset": low - gain * first, "type": channel_type(label)}
+    label = str(signal.label).strip()
+    return recording.Channel(label, index + 1, unit(str(signal.physical_dimension)), gain, low - gain * first)
 
 
-def channel_type(label: str) -> str:
-    """EEG, EOG, EMG, ECG or other: by the prefix that EDF+ prescribes, else by the 10-20 and 10-10 names."""
-    words = label.upper().split()
-    for prefix, kind in _TYPES.items():
-        if words and re.match(rf"{prefix}(?![A-Z])", words[0]):
-            return kind
-    parts = re.split(r"[-:/]", label.strip())
-    if len(words) != 1 or not _ELECTRODE.fullmatch(parts[0]):
-        return "other"
-    return "EEG" if all(_ELECTRODE.fullmatch(p) or _REFERENCE.fullmatch(p) for p in parts[1:]) else "other"
+def _status(header: _Header, signals: dict[int, recording.Channel]) -> int | None:
+    """The place of the channel of which BioSemi uses the bits as triggers."""
+    if header.variant == "edf":
+        return None
+    return next((at for at, channel in signals.items() if channel.label.lower() == "status"), None)
 
 
-def _copy(path: Path, header: _Header, files: dict[Path, list[int]]) -> None:
+def _copy(
+    path: Path,
+    header: _Header,
+    files: dict[Path, list[int]],
+    annotations: list[int],
+    status: int | None,
+    events: edf_events.Events,
+) -> None:
     """Write the samples of the signals of each file, a block of records at a time, at their places."""
     starts = np.cumsum([0, *header.samples])
     total, width = int(starts[-1]), _WIDTH[header.variant]
-    dtype = "<i2" if header.variant == "edf" else "<i4"
-    outs = []
-    for out, signals in files.items():
-        shape = (len(signals), header.records * header.samples[signals[0]])
-        handle = out.open("xb")
-        np.lib.format.write_array_header_1_0(handle, {"descr": dtype, "fortran_order": False, "shape": shape})
-        outs.append((handle, handle.tell(), signals, shape[1]))
+    dtype = np.dtype("<i2" if header.variant == "edf" else "<i4")
     at_once = max(1, _BLOCK // total)
-    with path.open("rb") as file:
+    with path.open("rb") as file, contextlib.ExitStack() as stack:
+        outs = [
+            (
+                stack.enter_context(
+                    samples.Samples(out, len(places), header.records * header.samples[places[0]], dtype)
+                ),
+                places,
+            )
+            for out, places in files.items()
+        ]
         file.seek(header.header_bytes)
         for first in range(0, header.records, at_once):
             count = min(at_once, header.records - first)
@@ -206,14 +192,14 @@ def _copy(path: Path, header: _Header, files: dict[Path, list[int]]) -> None:
             if len(raw) < count * total * width:
                 raise ItemError("truncated", "it became shorter while it was read")
             block = _integers(raw, width).reshape(count, total)
-            for handle, data_at, signals, length in outs:
-                for row, index in enumerate(signals):
-                    piece = np.ascontiguousarray(block[:, starts[index] : starts[index + 1]]).tobytes()
-                    place = row * length + first * header.samples[index]
-                    handle.flush()
-                    os.pwrite(handle.fileno(), piece, data_at + place * block.itemsize)
-    for handle, *_ in outs:
-        handle.close()
+            for out, places in outs:
+                for row, index in enumerate(places):
+                    out.put(row, first * header.samples[index], block[:, starts[index] : starts[index + 1]])
+            records = np.frombuffer(raw, np.uint8).reshape(count, total * width)
+            events.add(first, [records[:, starts[at] * width : starts[at + 1] * width] for at in annotations])
+            if status is not None:
+                rate = header.samples[status] / header.duration
+                events.add_status(block[:, starts[status] : starts[status + 1]], rate)
 
 
 def _integers(raw: bytes, width: int) -> np.ndarray:

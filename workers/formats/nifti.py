@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 in one file, plain or gzip. Voxels are copied as they are stored, piece by piece."""
+"""NIfTI-1 and NIfTI-2 in one file, or as a pair of .hdr and .img, plain or gzip; voxels are copied as they are stored."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from . import Limits, ReadOptions, source
+from . import Limits, Part, ReadOptions, source, volumes
 
 name = "nifti"
 
@@ -32,10 +32,15 @@ class _Header:
     dtype: np.dtype[Any]  # as stored, with its byte order
     offset: int  # bytes before the first voxel
     fields: Any  # nibabel's header
+    paired: bool  # whether the voxels are in another file
+
+    @property
+    def voxels(self) -> volumes.Voxels:
+        return volumes.Voxels(self.shape, self.dtype)
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.voxels.nbytes
 
 
 def sniff(head: bytes) -> bool:
@@ -43,50 +48,50 @@ def sniff(head: bytes) -> bool:
     return _kind(head) is not None
 
 
+def part_of(path: Path) -> Part:
+    """A header of a pair, and the file of its voxels; another file is a source by itself. Raises ItemError."""
+    kind = _kind(source.head(path, _HEADER_BYTES))
+    if kind is None or not kind[2].startswith(b"ni"):
+        return Part()
+    names = _images(path)
+    return Part(beside=tuple(one for one in names if path.with_name(one).is_file()) or names[:1])
+
+
 def preflight(path: Path, limits: Limits) -> None:
     """Hold the header to itself, to the limits and, where the file is not compressed, to the file's size."""
     header = _header(path)
-    if header.nbytes > limits.item_bytes:
-        raise ItemError(
-            "too_large",
-            f"its header claims {header.nbytes} bytes of voxels, more than {limits.item_bytes}; "
-            "raise max_item_bytes if that is true",
-        )
-    if not source.is_gzip(path) and path.stat().st_size < header.offset + header.nbytes:
-        raise ItemError("truncated", _short(path.stat().st_size, header))
+    header.voxels.hold(limits)
+    if not header.paired:
+        _hold_file(path, header)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
     """Copy the voxels into `folder`/voxels.npy, little-endian; the first voxel axis is the last one of the array."""
     header = _header(path)
+    data = volumes.data_file(path, _images(path), options) if header.paired else path
+    _hold_file(data, header)
     meta, affine_from = _geometry(header)
     attributes: dict[str, Any] = {"format": f"nifti{header.version}", "affine": affine_from}
-    target = header.dtype.newbyteorder("<")
-    non_finite = 0
-    with (
-        source.opened(path, options.limits.item_bytes + _EXTRA_BYTES) as stream,
-        (folder / "voxels.npy").open("xb") as out,
-    ):
+    with source.opened(data, header.nbytes + header.offset + _EXTRA_BYTES) as stream:
         _skip(stream, header)
-        entry = {"descr": target.str, "fortran_order": False, "shape": header.shape}
-        np.lib.format.write_array_header_1_0(out, entry)
-        left = header.nbytes
-        while left:
-            piece = stream.read(min(left, source.PIECE))
-            if not piece or len(piece) % header.dtype.itemsize:
-                raise ItemError("truncated", _short(stream.count, header))
-            numbers = np.frombuffer(piece, header.dtype).astype(target, copy=False)
-            if target.kind == "f":
-                non_finite += numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
-            out.write(numbers.tobytes())
-            left -= len(piece)
-        if source.is_gzip(path):
+        non_finite = volumes.write(stream, header.voxels, folder / "voxels.npy")
+        if source.is_gzip(data):
             stream.drain()
-    if target.kind == "f":
-        attributes["non_finite"] = non_finite
-    return [
-        {"kind": "volume", "file": "voxels.npy", "suffix": "", "meta": meta, "attributes": attributes, "modality": None}
-    ]
+    return [volumes.entry(meta, attributes, non_finite)]
+
+
+def _images(path: Path) -> tuple[str, ...]:
+    """Names that the file of voxels may have, beside a header of a pair. Raises ItemError."""
+    stem = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    if not stem.lower().endswith(".hdr"):
+        raise ItemError("unsupported", "it is the header of a .hdr/.img pair; name the two so")
+    end = ".IMG" if stem.endswith(".HDR") else ".img"
+    return stem[:-4] + end, f"{stem[:-4]}{end}.gz"
+
+
+def _hold_file(path: Path, header: _Header) -> None:
+    if not source.is_gzip(path) and path.stat().st_size < header.offset + header.nbytes:
+        raise ItemError("truncated", _short(path.stat().st_size, header))
 
 
 def _kind(head: bytes) -> tuple[int, str, bytes] | None:
@@ -106,17 +111,16 @@ def _header(path: Path) -> _Header:
     if kind is None:
         raise ItemError("unreadable", "it does not begin with a NIfTI header")
     size, order, magic = kind
-    if magic.startswith(b"ni"):
-        raise ItemError("unsupported", "it is half of a .hdr/.img pair; convert the pair to one .nii file")
+    paired = magic.startswith(b"ni")
     version = 1 if size == 348 else 2
     fields = (nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header)(head[:size], order, check=False)
     offset = float(fields["vox_offset"])
-    if not math.isfinite(offset) or offset != int(offset) or offset < size + 4:
+    if not math.isfinite(offset) or offset != int(offset) or offset < (0 if paired else size + 4):
         raise ItemError("header_lies", f"its voxels cannot begin at byte {offset:g}")
     code = int(fields["datatype"])
     if code not in _DTYPES:
         raise ItemError("unsupported", f"its voxels have datatype {code}, which is not one integer or real number each")
-    return _Header(version, _shape(fields), np.dtype(order + _DTYPES[code]), int(offset), fields)
+    return _Header(version, _shape(fields), np.dtype(order + _DTYPES[code]), int(offset), fields, paired)
 
 
 def _shape(fields: Any) -> tuple[int, ...]:
@@ -145,7 +149,6 @@ def _geometry(header: _Header) -> tuple[dict[str, Any], str]:
     """`meta` for write_volume, and where the affine is from: sform, qform, or assumed. Raises ItemError."""
     from nibabel.spatialimages import HeaderDataError
 
-    nibabel = _nibabel()
     fields = header.fields
     affine_from = "sform" if fields["sform_code"] != 0 else "qform" if fields["qform_code"] != 0 else "assumed"
     try:
@@ -158,17 +161,8 @@ def _geometry(header: _Header) -> tuple[dict[str, Any], str]:
     except KeyError:
         space, time = "unknown", "unknown"
     affine[:3] *= _MILLIMETRES.get(space, 1.0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
-    axes = nibabel.aff2axcodes(affine)
-    if None in axes:
-        raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
-    meta: dict[str, Any] = {
-        "spacing": [round(float(size), 6) for size in nibabel.affines.voxel_sizes(affine)],  # stored as float32
-        "orientation": None if affine_from == "assumed" else "".join(axes),
-        "affine": [float(number) for number in affine.ravel()],
-        "rescale": [1.0, 0.0] if slope is None else [float(slope), float(inter)],
-    }
+    meta = volumes.geometry(affine, oriented=affine_from != "assumed")
+    meta["rescale"] = [1.0, 0.0] if slope is None else [float(slope), float(inter)]
     if len(header.shape) == 4:
         step = float(fields["pixdim"][4]) * _SECONDS.get(time, math.nan)  # NaN for Hz, ppm and rad/s
         meta["time_step"] = round(step, 9) if math.isfinite(step) and step > 0 else None

