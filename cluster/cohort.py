@@ -73,6 +73,7 @@ def dataset_statistics(
             "by": by,
             "parameters": dict(statistics.PARAMETERS),
             "items": partial.items,
+            "not_counted": dict(sorted(partial.not_counted.items())),
             "left_out": dict(sorted(partial.left_out.items())),
             "groups": partial.told(),
         }

@@ -69,7 +69,7 @@ class Crew:
         self.most = options.workers * AHEAD * BATCH
         self._kind: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Reading)
         self._arguments = (reader.lake.store.root, reader.lake.lake_id, reader.dataset, options, reader.withdrawn)
-        self._actors = [self._kind.remote(*self._arguments) for _ in range(options.workers)]
+        self._actors: list[Any] = [self._kind.remote(*self._arguments) for _ in range(options.workers)]
         self._next = 0
         self._batch: _Batch | None = None
 

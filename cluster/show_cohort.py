@@ -67,6 +67,8 @@ def show_statistics(statistics: Statistics, *, as_json: bool) -> None:
     _say(f"{found['dataset']}: {found['items']} items, {'made' if statistics.made else 'as stored'}")
     for group in found["groups"]:
         _say(f"  {_group_name(group)}: {_SUMMARY[group['what']](group)}")
+    for kind, count in found["not_counted"].items():
+        _say(f"  {count} {kind}: of these there are no statistics")
     if left := statistics.left_out:
         codes = ", ".join(f"{count} {code}" for code, count in left.items())
         _say(f"not stored, since items could not be read: {codes}; heal them: diastole ingest --verify")
@@ -106,7 +108,15 @@ def _letters(group: dict[str, Any]) -> str:
     return f"{group['items']} sequences, {total} letters: {shares}; {len(group['kmers'])} {group['k']}-mers"
 
 
-_SUMMARY = {"intensity": _intensity, "power": _power, "letters": _letters}
+def _alleles(group: dict[str, Any]) -> str:
+    return (
+        f"{group['items']} files, {group['variants']} variants, {group['alternates']} alternate alleles, of which "
+        f"{group['absent']} are in no sample and {group['singletons']} in one; {group['missing']} of "
+        f"{group['called'] + group['missing']} calls are missing"
+    )
+
+
+_SUMMARY = {"alleles": _alleles, "intensity": _intensity, "power": _power, "letters": _letters}
 
 
 def _text(value: Any) -> str:

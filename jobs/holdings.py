@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 KIND = """case when sequence is not null then 'sequence' when signal is not null then 'recording'
-    when row is not null then 'image' else 'volume' end"""
+    when "row" is not null then 'image' when ends_with("array", '.vcz') then 'variants'
+    when geometry is not null and geometry.affine is not null then 'volume'
+    when len(shape) = 3 then 'slide' when len(shape) = 2 then 'contours' else 'volume' end"""
 """What an item is, told from its row."""
 LIVE = f"create temp view live as select *, {KIND} as kind from items where state = 'live'"  # noqa: S608 - ours
 GROUP = "modality, kind"
@@ -27,7 +29,7 @@ GROUP = "modality, kind"
 
 FIELDS = {
     "dtype": "dtype",
-    "shape": "case when kind in ('volume', 'image') then array_to_string(shape, '×') end",
+    "shape": "case when kind in ('volume', 'image', 'slide') then array_to_string(shape, '×') end",
     "spacing_mm": "array_to_string(list_transform(geometry.spacing, lambda s: round(s, 3)), '×')",
     "orientation": "case when kind = 'volume' then coalesce(geometry.orientation, 'unknown') end",
     "rate_hz": "cast(signal.rate as varchar)",
@@ -51,6 +53,8 @@ MEASURES = {
     "rate_hz": "signal.rate",
     "duration_s": "case when signal.rate > 0 then shape[-1] / signal.rate end",
     "length": "sequence.length",
+    "variants": "case when kind = 'variants' then shape[1] end",
+    "samples": "case when kind = 'variants' then shape[2] end",
 }
 """What is measured: positive numbers. An extent is that of the field of view, from edge to edge."""
 

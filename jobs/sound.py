@@ -26,9 +26,12 @@ _SIZES = " + ".join(f"abs(sqrt({'+'.join(f'geometry.affine[{4 * r + c}]^2' for r
                     f" / geometry.spacing[{c}]" for c in (1, 2, 3))  # fmt: skip
 _BYTES = "list_aggregate(shape, 'product') * cast(regexp_extract(dtype, '[0-9]+$') as bigint) / 8"
 RULES = {
-    "shape": ("shape is null or len(shape) = 0 or list_min(shape) < 1", "its shape is missing, or has a size below 1"),
+    "shape": (
+        "kind not in ('variants', 'contours') and (shape is null or len(shape) = 0 or list_min(shape) < 1)",
+        "its shape is missing, or has a size below 1",
+    ),
     "bytes": (
-        f"shape is not null and nbytes is not null and regexp_matches(dtype, '^(u?int|float)[0-9]+$') and {_BYTES} <> nbytes",
+        f"kind <> 'slide' and shape is not null and nbytes is not null and regexp_matches(dtype, '^(u?int|float)[0-9]+$') and {_BYTES} <> nbytes",
         "its bytes are not those of its shape and dtype",
     ),
     "spacing": (

@@ -135,7 +135,7 @@ def store_group(
 ) -> StoredArray:
     """Have a group whose content has this digest written, unless it is there; `hold` reads one, and raises ItemError."""
     path = f"{prefix}/{digest}.zarr"
-    with _writing(path):
+    with writing(path):
         healed = recorded is not None and _damaged(lake, path, digest, recorded, hold)
         if healed:
             lake.store.delete(f"{path}/zarr.json")  # first, so that a kill in between leaves no whole array
@@ -248,7 +248,7 @@ _PATHS_LOCK = threading.Lock()
 
 
 @contextmanager
-def _writing(path: str) -> Iterator[None]:
+def writing(path: str) -> Iterator[None]:
     """Two threads with the same content take turns; otherwise the second would delete what the first has written."""
     with _PATHS_LOCK:
         lock = _PATHS.setdefault(path, threading.Lock())

@@ -7,7 +7,7 @@ after the other, then the index of (offset, size) pairs with its crc32c. Tests r
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -37,7 +37,7 @@ def write_sharded(
     for place in product(*(range(-(-size // shard)) for size, shard in zip(data.shape, shards, strict=True))):
         key = "/".join(map(str, place))
         lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards, plain=plain), durable=False)
-    described = json.dumps(_metadata(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
+    described = json.dumps(describe(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
     lake.store.put(f"{path}/zarr.json", described, durable=False)  # indented, it would be Python's slow encoder
 
 
@@ -49,21 +49,31 @@ def _shard(
     from numcodecs import Zstd
 
     zstd = Zstd(level=ZSTD_LEVEL, checksum=True).encode
+
+    def encoded() -> Iterator[Any]:
+        for chunk in _chunks(data, place, chunks, shards):
+            if chunk is None or not plain:
+                yield None if chunk is None else zstd(chunk)
+            else:
+                values = bytes(chunk.data)
+                yield values + struct.pack("<I", google_crc32c.value(values))
+
+    return join_chunks(encoded())
+
+
+def join_chunks(encoded: Iterable[Any]) -> bytes:
+    """A shard of chunks that are encoded, in C order; None for those outside of the array."""
+    import google_crc32c
+
     pieces: list[Any] = []
     index, offset = [], 0
-    for chunk in _chunks(data, place, chunks, shards):
-        if chunk is None:
+    for piece in encoded:
+        if piece is None:
             index.append((MISSING, MISSING))
             continue
-        if plain:
-            values = bytes(chunk.data)
-            pieces += [values, struct.pack("<I", google_crc32c.value(values))]
-            size = len(values) + 4
-        else:
-            pieces.append(zstd(chunk))
-            size = len(pieces[-1])
-        index.append((offset, size))
-        offset += size
+        pieces.append(piece)
+        index.append((offset, len(piece)))
+        offset += len(piece)
     table = np.array(index, "<u8").tobytes()
     return b"".join([*pieces, table, struct.pack("<I", google_crc32c.value(table))])
 
@@ -86,7 +96,7 @@ def _chunks(
         yield np.ascontiguousarray(piece)
 
 
-def _metadata(
+def describe(
     shape: Sequence[int],
     dtype: np.dtype[Any],
     chunks: Sequence[int],
@@ -111,7 +121,7 @@ def _metadata(
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shards)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0 if dtype.kind in "iu" else 0.0,
+        "fill_value": {"f": 0.0, "b": False}.get(dtype.kind, 0),
         "codecs": [{"name": "sharding_indexed", "configuration": inner}],
         "attributes": {},
         "dimension_names": list(dimensions),

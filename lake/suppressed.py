@@ -14,6 +14,8 @@ from .ids import keyed
 from .layout import Lake
 
 FOLDER = "suppressed"
+WITHDRAWN = "withdrawn"
+"""Code with which a source is refused of which nothing may be kept."""
 READERS = 8
 
 

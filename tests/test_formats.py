@@ -12,6 +12,7 @@ import pytest
 from diastole.lake.errors import ItemError
 from diastole.workers import formats
 from diastole.workers.formats import Limits, ReadOptions, channels, edf, fasta, nifti
+from diastole.workers.formats.records import Records
 
 PLAIN = ReadOptions()
 
@@ -324,8 +325,10 @@ def test_records_longer_than_a_piece_are_whole(tmp_path, monkeypatch):
         stream = io.BytesIO(text.encode())
         monkeypatch.setattr(fasta.source.Stream, "read", lambda self, size=piece, stream=stream: stream.read(size))
         out, lines = io.BytesIO(), io.StringIO()
-        writer = fasta._Records("dna", out, lines)
+        writer = Records("dna", out, lines)
         for header, block in fasta._events(fasta.source.Stream(stream, 10**6)):
+            if header is not None and writer.number:
+                writer.end()
             writer.begin(header) if header is not None else writer.add(block)
         writer.end()
         assert out.getvalue().decode() == "".join(s for _, s, _ in expected)

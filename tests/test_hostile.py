@@ -148,7 +148,7 @@ def hostile_sources():
         "deep.npy": (b"\x93NUMPY\x01\x00" + struct.pack("<H", len(deep)) + deep, ["unreadable"]),
         "cut.dcm": (bytes(128) + b"DICM" + bytes(400), ["unknown_format"]),
         "random": (np.random.default_rng(1).bytes(10**5), ["unknown_format"]),
-        "wave.vcf": (b"##fileformat=VCFv4.2\n" + b"\xff" * 1000, ["unknown_format"]),
+        "wave.vcf": (b"##fileformat=VCFv4.2\n" + b"\xff" * 1000, ["unreadable"]),
     }
 
 

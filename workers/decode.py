@@ -229,8 +229,8 @@ def _told(one: dict[str, Any]) -> Told:
     said = one["part"]
     if said is None:
         return str(one["format"]), None
-    texts = [None if said[name] is None else str(said[name])[:TEXT] for name in ("key", "subject", "session")]
-    return str(one["format"]), Part(*texts, tuple(str(name)[:TEXT] for name in said["beside"]))
+    texts = {n: None if said[n] is None else str(said[n])[:TEXT] for n in ("key", "subject", "session")}
+    return str(one["format"]), Part(**texts, beside=tuple(str(name)[:TEXT] for name in said["beside"]))
 
 
 # What follows runs in the child.

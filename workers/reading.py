@@ -115,6 +115,8 @@ class SourceReader:
             with TemporaryDirectory(prefix="diastole-fetch-") as folder:
                 return self._whole(task, [_fetched(source, Path(folder)) for source in sources], decoder)
         except ItemError as error:
+            if error.code == suppressed.WITHDRAWN:
+                return Read(task.open, withdrawn=True)
             task.open.failure = (error.code, str(error))
             return Read(task.open)
 

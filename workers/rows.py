@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diastole.lake import arrays, sequences, slides
+from diastole.lake import arrays, sequences, slides, suppressed
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import canonical_json, content_digests, keyed
 from diastole.lake.integrity import FileRecord, Recorded
@@ -18,6 +18,7 @@ from diastole.lake.layout import Lake
 
 from .decode import Decoded
 from .sources import IngestOptions, Source, acquired_at
+from .variants import store_variants
 
 Row = dict[str, Any]
 SHIFT_DAYS = 364
@@ -67,16 +68,16 @@ def store_arrays(
     decoded: Decoded,
     recorded: Recorded | None = None,
 ) -> list[Claim]:
-    """Write the volumes, recordings, outlines and slides of a source; `recorded` as in lake.arrays.
+    """Write the volumes, recordings, outlines, slides and variants of a source; `recorded` as in lake.arrays.
 
     Raises ItemError where the reader broke its contract.
     """
     claims = []
     for entry in decoded.entries:
-        if entry.get("kind") not in (*_WRITES, "slide"):
+        make = _CLAIMS.get(str(entry.get("kind")))
+        if make is None:
             continue
         try:
-            make = _slide_claim if entry["kind"] == "slide" else _array_claim
             claims.append(make(lake, dataset, source, options, decoded, entry, recorded))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ItemError(
@@ -158,6 +159,30 @@ def _slide_claim(
     if meta["spacing"] is not None:
         row["geometry"] = {"spacing": meta["spacing"], "orientation": None, "affine": None}
     return Claim(row, stored.files, healed=stored.healed)
+
+
+def _variants_claim(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    decoded: Decoded,
+    entry: Mapping[str, Any],
+    recorded: Recorded | None,
+) -> Claim:
+    subject = source.subject or _text(entry, "subject")
+    gone = suppressed.subjects(lake)
+    prefix = lake.dataset(dataset, "arrays")
+    stored, shape, nbytes = store_variants(lake, prefix, decoded, entry, subject, gone, recorded)
+    row = _row(lake, dataset, source, options, entry)
+    row["modality"] = source.modality(options) or entry["modality"]
+    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": shape, "nbytes": nbytes}
+    row["attributes"] = canonical_json({**entry["attributes"], "samples": shape[1]}).decode()
+    return Claim(row, stored.files, healed=stored.healed)
+
+
+_CLAIMS = {**dict.fromkeys(_WRITES, _array_claim), "slide": _slide_claim, "variants": _variants_claim}
+"""What has files of its own, by kind."""
 
 
 def _images(

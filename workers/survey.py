@@ -180,7 +180,7 @@ def ask_about(sources: Sequence[Source], format_: str | None, decoder: Decoder) 
     if not any(is_remote(source.path) for source in sources):
         return decoder.survey([Path(source.path) for source in sources], format_)
     with TemporaryDirectory(prefix="diastole-survey-") as folder:
-        return [_far(source, Path(folder) / "source", decoder, format_) for source in sources]
+        return [_far(source, Path(folder) / source.path.rpartition("/")[2], decoder, format_) for source in sources]
 
 
 def _far(source: Source, here: Path, decoder: Decoder, format_: str | None) -> Told:

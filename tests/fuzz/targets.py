@@ -3,6 +3,7 @@
 Whatever comes in, reading gives a value or raises one of our own errors, and data that have a digest are right or refused.
 """
 
+import atexit
 import bz2
 import contextlib
 import csv
@@ -40,7 +41,7 @@ from diastole.lake.errors import CommitError, DiastoleError, ItemError
 from diastole.lake.ids import sha256_bytes
 from diastole.lake.layout import Lake
 from diastole.workers import sources
-from diastole.workers.decode import _answer
+from diastole.workers.decode import Decoder, _answer
 from diastole.workers.formats import Limits, ReadOptions, part_of
 from diastole.workers.models import archives
 
@@ -141,6 +142,28 @@ def source_at(place: Path) -> None:
         found = np.load(out / entry["file"], mmap_mode="r", allow_pickle=False)
         assert found.nbytes <= ITEM_BYTES + 2**16
         assert found.dtype.kind in "iuf"
+
+
+@functools.cache
+def child() -> Decoder:
+    """A decoder for what may end its process: htslib dies of some files."""
+    made = Decoder()
+    atexit.register(made.close)
+    return made
+
+
+def in_child(data: bytes) -> None:
+    """A source through a decoding process: entries whose arrays are there, or an error with a code."""
+    place = folder() / "source"
+    place.write_bytes(data)
+    found = child().decode(place, None, ReadOptions(Limits(ITEM_BYTES)))
+    try:
+        for described in (one for entry in found.entries for one in entry["arrays"].values()):
+            assert np.load(found.file(described["file"]), mmap_mode="r", allow_pickle=False).nbytes <= ITEM_BYTES
+    except ItemError as error:
+        raise AssertionError("a file is missing") from error
+    finally:
+        found.discard()
 
 
 def nifti() -> list[bytes]:
@@ -282,6 +305,44 @@ def fif() -> list[bytes]:
 
 def fasta() -> list[bytes]:
     return [b">a one\nMKVWLA\nAC*\n>b\nGGG\n", b"\xef\xbb\xbf>chr1\r\nacgtNNRY\r\n\r\n>chr2\nUUACG\n"]
+
+
+def genbank() -> list[bytes]:
+    head = b"LOCUS       X%d 12 bp DNA circular BCT 1-JAN-2000\nVERSION     X%d.1\nFEATURES             Location/Qualifiers\n"
+    table = b'     source          1..12\n                     /db_xref="taxon:562"\n     CDS             complement(join(1..4,7..9))\n'
+    return [
+        b"".join(head % (n, n) + table + b"ORIGIN\n        1 acgtnacgta cg\n//\n" for n in range(2)),
+        b"LOCUS       P 4 aa linear BCT\nACCESSION   P\nORIGIN\n        1 mkvw\n//\n",
+    ]
+
+
+def structure() -> list[bytes]:
+    import gemmi
+
+    made = gemmi.Structure()
+    chain = gemmi.Chain("A")
+    for number, name in enumerate(("MSE", "GLY", "TRP", "ALA"), 1):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = name, gemmi.SeqId(number, " "), "A"
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(4.0 * number, 0, 0)
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    made.add_model(gemmi.Model(1))
+    made[0].add_chain(chain)
+    made.setup_entities()
+    helix = b"HELIX    1   1 MSE A    1  GLY A    2  1                                   2    \n"
+    return [b"HEADER    X\n" + helix + made.make_pdb_string().encode(), made.make_mmcif_document().as_string().encode()]
+
+
+def vcf() -> list[bytes]:
+    head = "".join(f"##{kind}=<ID={key},Number={n},Type={t},Description=\"x\">\n" for kind, key, n, t in (
+        ("INFO", "AC", "A", "Integer"), ("INFO", "AF", "A", "Float"), ("INFO", "SVTYPE", "1", "String"), ("INFO", "DB", "0", "Flag"),
+        ("FORMAT", "GT", "1", "String"), ("FORMAT", "AD", "R", "Integer"), ("FORMAT", "GQ", "1", "Float"),
+    ))  # fmt: skip
+    head = "##fileformat=VCFv4.2\n##contig=<ID=1,length=99>\n" + head + "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+    rows = "1\t5\trs1\tA\tC,<DEL>\t3\tPASS\tAC=1,2;AF=.,0.5;DB\tGT:AD:GQ\t0|2:1,2,3:5\t./.:.:.\n1\t6\t.\tT\tT[1:5[\t.\tq\tSVTYPE=BND\tGT\t1\t0/1/1\n"
+    return [f"{head}\tFORMAT\tS1\tS2\n{rows}".encode(), f"{head}\n1\t5\t.\tA\tG\t.\t.\t.\n".encode()]
 
 
 def npy() -> list[bytes]:
@@ -695,6 +756,10 @@ TARGETS: dict[str, Target] = {
     "fif.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in fif()], source, within_gzip),
     "fasta": Target(fasta, source),
     "fasta.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in fasta()], source, within_gzip),
+    "genbank": Target(genbank, source),
+    "structure": Target(structure, source),
+    "vcf": Target(vcf, in_child),
+    "vcf.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in vcf()], in_child, within_gzip),
     "npy": Target(npy, source),
     "png": Target(lambda: picture("PNG", ["L", "RGB", "P", "RGBA", "1", "I;16"]), source, with_png_sums),
     "jpeg": Target(lambda: picture("JPEG", ["L", "RGB"]), source),

@@ -12,6 +12,14 @@ NUMBER = st.integers(0, 2**32 - 1)
 EDITS = st.lists(st.tuples(NUMBER, NUMBER, NUMBER), min_size=1, max_size=6)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_child_stays():
+    """Tests that measure the processes of this one come later."""
+    yield
+    targets.child().close()
+    targets.child.cache_clear()
+
+
 @pytest.mark.parametrize("name", targets.TARGETS)
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_a_file_holds_it_gives_a_value_or_an_error_of_ours(name):

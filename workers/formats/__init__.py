@@ -18,7 +18,8 @@ from diastole.lake.errors import ItemError, SpecError
 from . import source
 
 BUILT_IN = (
-    "nifti", "dicom", "nrrd", "metaimage", "edf", "brainvision", "eeglab", "fif", "fasta", "stack", "image", "tiff",
+    "nifti", "dicom", "nrrd", "metaimage", "edf", "brainvision", "eeglab", "fif", "fasta", "genbank", "structure", "variants",
+    "stack", "image", "tiff",
 )  # fmt: skip
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
@@ -79,13 +80,16 @@ class Reader(Protocol):
     def read(self, path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
         """Write canonical numbers into `folder` and describe them, one entry for each item. Raises ItemError.
 
-        An entry is JSON: `kind` (volume, recording, sequences, images, contours), `file` (its name in `folder`), `suffix` (what tells
+        An entry is JSON: `kind` (volume, recording, sequences, images, contours, slide, variants), `file` (its name in
+        `folder`), `suffix` (what tells
         it from the file's other items), `meta` (as lake.arrays wants it), `attributes`, `modality` or null. No text
         of the header that could name a subject may be in it. `sequences` also has `records`, a file with one JSON
         line [record id, length, letters that occur, attributes] for each, in the order of their letters in `file`.
         What the parent makes keyed hashes of, or shifts, may be there too: `key` (natural key, instead of the path),
         `subject`, `session`, `acquired_at` (ISO 8601), `derived_from` (natural key of an item of the same dataset); and
         `laterality` (L, R, B), which is kept.
+        `variants` has, instead of `file`, `arrays`: by the names of VCF Zarr {`file`, `dimensions`, and of texts `text`}, and
+        `samples`, a file with the name of one sample as a JSON string on each line.
         `images` has (N, C, H, W) in `file`, and `numbered`: whether image n is an item of its own name, `#n`; its `meta` is
         `channels` (grey, RGB, … or null) and `spacing` (x, y in mm, or null).
         """

@@ -1,15 +1,13 @@
 """FASTA of nucleotides or amino acids, plain or gzip, read as a stream: neither a line nor a record must fit memory."""
 
-import json
-import string
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 from diastole.lake.errors import ItemError
 
 from . import Limits, ReadOptions, source
+from .records import Records
 
 name = "fasta"
 
@@ -18,11 +16,6 @@ SAMPLE = 2**20
 _HEADER_BYTES = 2**16
 _SPACE = b" \t\r\n\v\f"
 _UPPER = bytes(range(256)).upper()
-_U_TO_T = bytes(range(256)).replace(b"U", b"T").replace(b"u", b"t")
-_LETTERS = {
-    "dna": frozenset(b"ACGTRYSWKMBDHVN"),  # IUPAC, U turned to T
-    "protein": frozenset(string.ascii_uppercase.encode()),
-}
 
 
 def sniff(head: bytes) -> bool:
@@ -31,9 +24,10 @@ def sniff(head: bytes) -> bool:
 
 
 def preflight(path: Path, limits: Limits) -> None:
-    """Hold a plain file to the limit; a gzip file is held to it as it is read."""
+    """Hold a plain file to the limit; a gzip file is held to it as it is read. A bgzip file must have its end."""
     if not source.is_gzip(path) and path.stat().st_size > limits.item_bytes:
         raise ItemError("too_large", f"it has more than {limits.item_bytes} bytes; raise max_item_bytes if it may")
+    source.check_bgzip_end(path)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
@@ -47,9 +41,11 @@ def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]
         (folder / "letters.bin").open("xb") as letters,
         (folder / "records.jsonl").open("x", encoding="utf-8") as lines,
     ):
-        records = _Records(alphabet, letters, lines)
+        records = Records(alphabet, letters, lines)
         for header, block in _events(stream):
             if header is not None:
+                if records.number:
+                    records.end()
                 records.begin(header)
             else:
                 records.add(block)
@@ -99,83 +95,3 @@ def _guess(path: Path, limits: Limits) -> str:
             if letters >= SAMPLE:
                 break
     return "dna" if bases >= 0.9 * letters else "protein"
-
-
-@dataclass
-class _Records:
-    """Writes records as their pieces come. Raises ItemError with the number of the record that cannot be."""
-
-    alphabet: str
-    letters: BinaryIO
-    lines: TextIO
-    number: int = 0
-    _id: str = ""
-    _u: int = 0
-    _stops: int = 0
-    _length: int = 0
-    _stopped: bool = False
-    _seen: bytearray = field(default_factory=bytearray)
-
-    def begin(self, header: bytes) -> None:
-        """Start a record."""
-        if self.number:
-            self.end()
-        self.number += 1
-        words = header.split(maxsplit=1)
-        if not words:
-            raise self._bad("has no id after its '>'")
-        try:
-            self._id = words[0].decode("utf-8")
-        except UnicodeDecodeError:
-            self._id = words[0].decode("latin-1")
-        self._length, self._stopped, self._seen = 0, False, bytearray()
-        self._u = self._stops = 0
-
-    def add(self, block: bytes) -> None:
-        """Letters of the current record."""
-        if not self.number:
-            raise ItemError("unreadable", "it does not begin with '>'")
-        dna = self.alphabet == "dna"
-        clean = block.translate(_U_TO_T if dna else _UPPER, _SPACE)
-        if not clean:
-            return
-        if not dna and b"*" in clean:
-            kept = clean.rstrip(b"*")
-            self._stops += len(clean) - len(kept)
-            stopped, clean = self._stopped, kept
-            self._stopped = True
-        else:
-            stopped = self._stopped
-        if stopped and clean:
-            raise self._bad("has letters after '*'")
-        if dna:
-            self._u += block.count(b"U") + block.count(b"u")
-        new = set(clean.translate(None, bytes(self._seen)))
-        self._check(new)
-        self._seen.extend(sorted(new))
-        self.letters.write(clean)
-        self._length += len(clean)
-
-    def end(self) -> None:
-        """Finish the last record."""
-        if not self.number:
-            raise ItemError("unreadable", "it holds no record")
-        if not self._length:
-            raise self._bad("is empty")
-        counts = {"u_as_t": self._u, "stops_dropped": self._stops}
-        said = {key: count for key, count in counts.items() if count}
-        self.lines.write(
-            json.dumps([self._id, self._length, "".join(sorted(set(self._seen.decode("ascii").upper()))), said]) + "\n"
-        )
-
-    def _check(self, new: set[int]) -> None:
-        strange = set(bytes(new).upper()) - _LETTERS[self.alphabet]
-        if strange & set(b"-."):
-            raise ItemError("unsupported", f"record {self.number} has gaps ('-' or '.'): ingest unaligned sequences")
-        if strange and all(chr(c) in string.ascii_uppercase for c in strange):
-            raise self._bad("has letters that no nucleotide has; say alphabet protein if it is one")
-        if strange:
-            raise self._bad("has characters that are not letters")
-
-    def _bad(self, what: str) -> ItemError:
-        return ItemError("unreadable", f"record {self.number} {what}")

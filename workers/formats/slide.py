@@ -18,7 +18,7 @@ from diastole.lake.errors import ItemError
 
 from . import Limits, ome, tiff_pages
 from .image import IMAGE_BYTES
-from .tiff_pages import PLAIN, RGB, YCBCR
+from .tiff_pages import RGB, YCBCR
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 TILE_BYTES = 2**26
@@ -96,8 +96,6 @@ def find(file: Any) -> Slide | None:
     compression = int(page.compression)
     if page.photometric == YCBCR and compression not in _JPEG:
         raise ItemError("unsupported", "its colours are YCbCr outside of a JPEG; save it as RGB")
-    if any(int(one.keyframe.compression) not in PLAIN for one in levels):
-        tiff_pages.need_imagecodecs()
     dtype = page.dtype.newbyteorder(file.byteorder)
     return Slide(found, dtype, alpha, number, len(others))
 

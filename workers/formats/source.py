@@ -63,6 +63,21 @@ def head(path: Path, size: int) -> bytes:
         return stream.read(size)
 
 
+BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+"""The empty block that ends a bgzip file: its blocks are gzip files, so that nothing else tells of one that is missing."""
+
+
+def check_bgzip_end(path: Path) -> None:
+    """Raise ItemError `truncated` where a file is bgzip and does not end as one."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        if len(head) < 16 or head[:4] != BGZIP_END[:4] or head[12:16] != BGZIP_END[12:16]:
+            return
+        file.seek(max(0, path.stat().st_size - len(BGZIP_END)))
+        if file.read() != BGZIP_END:
+            raise ItemError("truncated", "the block that ends a bgzip file is missing; copy it again")
+
+
 def is_gzip(path: Path) -> bool:
     """Whether the file itself is gzip."""
     with path.open("rb") as file:

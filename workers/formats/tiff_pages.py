@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -126,13 +125,6 @@ def check_opaque(alpha: np.ndarray) -> None:
         raise ItemError("unsupported", "it is transparent in parts; put it on the background that it belongs to")
 
 
-def need_imagecodecs() -> None:
-    """Raises ItemError where imagecodecs is not installed."""
-    if find_spec("imagecodecs") is None:
-        said = "its compression needs imagecodecs: pip install 'diastole[slides]', or save it in deflate"
-        raise ItemError("unsupported", said)
-
-
 def images(path: Path, file: Any, stack: Stack) -> Iterator[np.ndarray]:
     """Each image as the file has its axes. Raises ItemError where the file ends before, or is damaged."""
     series, page = file.series[0], file.pages[0]
@@ -146,7 +138,6 @@ def images(path: Path, file: Any, stack: Stack) -> Iterator[np.ndarray]:
         elif _pillow_knows(series, page, planes):
             found = _through_pillow(path, planes)
         else:
-            need_imagecodecs()
             found = (one.asarray() for one in series.pages)
         whole = found if not by_planes or series.dataoffset is not None else _joined(found, stack.shape[0])
         count = 0

@@ -1,5 +1,6 @@
 """One task: read a batch of items, one after the other, and count. What comes back is small."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from diastole.lake import variants
 from diastole.lake.errors import ItemError
 from diastole.lake.layout import Lake
 
 from ..read import Reader
+from .alleles import Alleles
 from .intensity import Intensity
 from .letters import BASES, Letters
 from .spectrum import Spectrum
 
 Key = tuple[tuple[str, Any], ...]
 """What the items of a group share, by name; sorted as it is stored."""
-Counts = Intensity | Spectrum | Letters
+Counts = Intensity | Spectrum | Letters | Alleles
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Partial:
     groups: dict[Key, Counts] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     """Items that could not be read, by error code."""
+    not_counted: dict[str, int] = field(default_factory=dict)
+    """Items of kinds of which there are no statistics, by kind."""
 
     def merge(self, other: "Partial") -> "Partial":
         """Take in what came after this."""
@@ -37,8 +42,9 @@ class Partial:
                 self.groups[key].merge(counts)  # type: ignore[arg-type]  # of one key, all are of one kind
             else:
                 self.groups[key] = counts
-        for code, count in other.left_out.items():
-            self.left_out[code] = self.left_out.get(code, 0) + count
+        for own, others in ((self.left_out, other.left_out), (self.not_counted, other.not_counted)):
+            for name, count in others.items():
+                own[name] = own.get(name, 0) + count
         return self
 
     def told(self) -> list[dict[str, Any]]:
@@ -53,15 +59,23 @@ def count(lake_root: str, items: pa.Table) -> Partial:
     rows = items.to_pylist()
     units = [{"refused_code": None, "inputs": [{**row, "role": "input"}]} for row in rows]
     reader = Reader(lake)
-    reader.ahead(units)
+    reader.ahead([unit for unit, row in zip(units, rows, strict=True) if row["row"] is not None])
     for unit, row in zip(units, rows, strict=True):
+        kind = row["kind"]
+        if kind not in _COUNT:
+            partial.not_counted[kind] = partial.not_counted.get(kind, 0) + 1
+            continue
         try:
-            read = reader.read(unit)
+            if kind == "variants":
+                data, meta = variants.read_variants(lake, row["array"], row["content_digest"]), {}
+            else:
+                read = reader.read(unit)
+                data, meta = read.data["input"], read.meta["input"]
         except ItemError as error:
             partial.left_out[error.code] = partial.left_out.get(error.code, 0) + 1
             continue
         partial.items += 1
-        _COUNT[row["kind"]](partial, row, read.data["input"], read.meta["input"])
+        _COUNT[kind](partial, row, data, meta)
     return partial
 
 
@@ -99,7 +113,18 @@ def _sequence(partial: Partial, row: dict[str, Any], data: np.ndarray, meta: dic
         _group(partial, row, lambda: Letters(alphabet), "letters", alphabet=alphabet).add(data)
 
 
-_COUNT = {"volume": _volume, "image": _image, "recording": _recording, "sequence": _sequence}
+def _variants(partial: Partial, row: dict[str, Any], data: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    del meta
+    _group(partial, row, Alleles, "alleles").add(data["variant_allele"], data.get("call_genotype"))
+
+
+_COUNT: dict[str, Callable[[Partial, dict[str, Any], Any, dict[str, Any]], None]] = {
+    "volume": _volume,
+    "image": _image,
+    "recording": _recording,
+    "sequence": _sequence,
+    "variants": _variants,
+}
 
 
 def _group(partial: Partial, row: dict[str, Any], make: Any, what: str, **of: Any) -> Any:
