@@ -18,6 +18,8 @@ from ..lake.errors import DiastoleError, EnvironmentFailure
 from ..lake.layout import Lake
 from ..workers.statistics.batch import Partial, count, merged
 
+WAIT = 60.0
+"""Seconds to wait for who has the lake alone."""
 TASKS = 256
 """Tasks that are handed out at a time."""
 TOGETHER = 16
@@ -53,7 +55,7 @@ def dataset_statistics(
 
     Raises LakeError where there is no such dataset, BusyError while a sweep or a withdrawal has the lake alone.
     """
-    with leases.shared(lake, "stats") as held, covered(lake, dataset, by) as (name, items):
+    with leases.shared(lake, "stats", WAIT) as held, covered(lake, dataset, by) as (name, items):
         known = statistics.read(lake, dataset, name)
         if known is not None:
             return Statistics(known, made=False)
