@@ -45,7 +45,8 @@ RULES = {
         "its affine is not 16 finite numbers that end in 0, 0, 0, 1",
     ),
     "affine_spacing": (
-        f"len(geometry.affine) = 16 and len(geometry.spacing) = 3 and list_min(geometry.spacing) > 0 and {_SIZES} > {AGREES}",
+        f"len(geometry.affine) = 16 and len(geometry.spacing) = 3 and list_min(geometry.spacing) > 0 "
+        f"and isfinite({_SIZES}) and {_SIZES} > {AGREES}",
         "its affine makes voxels of another size than its spacing",
     ),
     "rate": (
