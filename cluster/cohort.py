@@ -87,7 +87,7 @@ def dataset_statistics(
 
 def _tree(lake_root: str, batches: list[Any]) -> Any:
     """The counts of some batches, merged in their order."""
-    from dask import delayed
+    from dask.delayed import delayed
 
     level = [delayed(count, pure=False)(lake_root, batch) for batch in batches]
     while len(level) > 1:

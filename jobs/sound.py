@@ -131,9 +131,10 @@ def _gain(meta: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     if row["signal"] is None:
         return False
     count = len(row["signal"]["channels"] or [])
-    gain, offset = meta.get("gain"), meta.get("offset")
-    wanted = _finite(gain, zero=False) and _finite(offset, zero=True)
-    return not (wanted and len(gain) == len(offset) == count)
+    for values, zero in ((meta.get("gain"), False), (meta.get("offset"), True)):
+        if not _finite(values, zero=zero) or len(values or []) != count:
+            return True
+    return False
 
 
 def _rescale(meta: Mapping[str, Any], _row: Mapping[str, Any]) -> bool:

@@ -17,12 +17,14 @@ from published import data as examples
 
 from diastole.cluster import cohort, private_ray
 from diastole.cluster.driver import give_up
+from diastole.cluster.repair import mend
 from diastole.jobs import covered
 from diastole.jobs.withdraw import withdraw, would_withdraw
 from diastole.lake import integrity, statistics
 from diastole.lake.errors import BusyError, EnvironmentFailure, LakeError
 from diastole.lake.items import read_items
 from diastole.lake.leases import exclusive
+from diastole.lake.scrub import scrub
 from diastole.workers.ingest import IngestOptions, ingest
 from diastole.workers.statistics.batch import Partial, count, merged
 from diastole.workers.statistics.intensity import Intensity
@@ -404,3 +406,14 @@ def test_a_subject_that_is_suppressed_is_not_counted_though_its_items_are_still_
         withdraw(consented, [consented.subject_id("01")], give_up)
     assert covered.covered_digest(consented, "d") != before
     assert cohort.dataset_statistics(consented, "d").found["items"] == 1
+
+
+def test_a_repair_removes_damaged_statistics_and_says_how_to_make_them_anew(lake, tmp_path):
+    made.add_proteins(lake, tmp_path / "src", made.proteins(5))
+    name = cohort.dataset_statistics(lake, "d").found["digest"]
+    lake.store.path(f"statistics/d/{name}.json").write_text("{}")
+    done = mend(lake, scrub(lake, deep=True).findings, 0.0)
+    assert done.mended == [(f"statistics/d/{name}.json", "removed; make it anew with: diastole stats d")]
+    assert done.left == []
+    assert integrity.check(lake, deep=True) == []
+    assert cohort.dataset_statistics(lake, "d").made

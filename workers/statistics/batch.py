@@ -66,17 +66,21 @@ def count(lake_root: str, items: pa.Table) -> Partial:
             partial.not_counted[kind] = partial.not_counted.get(kind, 0) + 1
             continue
         try:
-            if kind == "variants":
-                data, meta = variants.read_variants(lake, row["array"], row["content_digest"]), {}
-            else:
-                read = reader.read(unit)
-                data, meta = read.data["input"], read.meta["input"]
+            data, meta = _read(lake, reader, unit, row)
         except ItemError as error:
             partial.left_out[error.code] = partial.left_out.get(error.code, 0) + 1
             continue
         partial.items += 1
         _COUNT[kind](partial, row, data, meta)
     return partial
+
+
+def _read(lake: Lake, reader: Reader, unit: dict[str, Any], row: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """An item's data, and what is known of it beside. Raises ItemError."""
+    if row["kind"] == "variants":
+        return variants.read_variants(lake, row["array"], row["content_digest"]), {}
+    read = reader.read(unit)
+    return read.data["input"], dict(read.meta["input"])
 
 
 def merged(partials: list[Partial]) -> Partial:

@@ -143,7 +143,7 @@ def _ends(codes: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
 def _floats(ordered: np.ndarray) -> np.ndarray:
     bits = ordered.astype(np.uint32)
     found = np.where(bits & _SIGN, bits ^ _SIGN, ~bits).astype(np.uint32).view(np.float32)
-    most = np.finfo(np.float32).max
+    most = float(np.finfo(np.float32).max)
     return np.nan_to_num(found, nan=most, posinf=most, neginf=-most) + np.float32(0.0)
 
 
