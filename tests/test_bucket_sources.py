@@ -30,7 +30,7 @@ def bucket(tmp_path, monkeypatch):
         (folder / f"s{number}.fa").write_text(f">r\nMKV{'A' * number}\n")
     for place in range(3):
         write(folder / "ct" / f"{place}", place)
-    server.url = f"s3://{BUCKET}/in"
+    server.url = f"s3://{BUCKET}/{tmp_path.name}"  # stores are kept by their URL
     server.store = Store(server.url)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
