@@ -1,7 +1,7 @@
 """Sources in an object store: listed where they lie, and copied here one by one when they are read."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ class Bucket:
         Raises EnvironmentFailure where it cannot be listed to its end.
         """
         last: str | None = None
-        while some := again("the sources", lambda after=last: self._after(after)):
+        while some := again("the sources", partial(self._after, last)):
             for meta in some:
                 yield f"{self._root}/{meta['path']}", int(meta["size"]), int(meta["last_modified"].timestamp() * 1e9)
             last = str(some[-1]["path"])
