@@ -114,7 +114,7 @@ def _write_group(
     data = np.ascontiguousarray(data)
     running = begun_digest(header(data.shape, data.dtype, meta))
     for band in mapped.bands(data):
-        running.update(band)
+        running.update(band.data)
     digest = running.hexdigest()[:32]
 
     def write(path: str) -> None:
