@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.lake import integrity, variants
+from diastole.lake import integrity, suppressed, variants
 from diastole.lake.arrays import StoredArray
 from diastole.lake.errors import ItemError
 from diastole.lake.layout import Lake
@@ -38,7 +38,7 @@ def store_variants(
     ids = [lake.subject_id(name) for name in names]
     keep = np.array([one not in gone for one in ids], bool)
     if ids and not keep.any():
-        raise ItemError("withdrawn", "consent was withdrawn for all of its samples")
+        raise ItemError(suppressed.WITHDRAWN, "consent was withdrawn for all of its samples")
     fields = {}
     for name, described in entry["arrays"].items():
         field = _field(decoded, described)
