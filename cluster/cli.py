@@ -16,7 +16,7 @@ import typer
 
 from ..lake.errors import CommitError, EnvironmentFailure, ItemError, UserError
 from ..workers.process import collect_seldom
-from . import cli_care, cli_ingest, cli_models, cli_privacy, cli_runs, recorded
+from . import cli_care, cli_cohort, cli_ingest, cli_models, cli_privacy, cli_runs, recorded
 from .options import (
     IgnoreErrors,
     JobFile,
@@ -229,6 +229,8 @@ app.add_typer(cli_runs.runs_app, name="runs")
 for command in (
     cli_models.tune,
     cli_runs.show,
+    cli_cohort.describe,
+    cli_cohort.stats,
     cli_care.quarantine,
     cli_care.check,
     cli_care.sweep,

@@ -118,7 +118,12 @@ def check(
     wait: Annotated[float, typer.Option(help="Seconds that a repair waits for runs and ingests to end.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Hold every file to what was written. Exit code 1 where something is missing or changed, and not repaired."""
+    """Hold every file to what was written, and each item's geometry, rate and units to what can be.
+
+    Exit code 1 where something is missing or changed, and not repaired, or cannot be. What a dataset holds, and which
+    items stand out, says: diastole describe DATASET.
+    """
+    from ..jobs.sound import unsound
     from ..lake.scrub import scrub
     from .bars import CheckBar
     from .show import show_check
@@ -126,14 +131,15 @@ def check(
     opened = opened_lake(lake)
     with CheckBar(opened, quiet=as_json) as bar:
         found = scrub(opened, deep=deep, progress=bar.update)
-    recorded.noted(files=found.files, wrong=len(found.findings))
+    wrong, unread = unsound(opened, deep=deep)
+    recorded.noted(files=found.files, wrong=len(found.findings), unsound=len(wrong))
     repaired = None
     if repair and found.findings:
         from .repair import mend
 
         repaired = mend(opened, found.findings, wait)
-    show_check(found, repaired, as_json=as_json)
-    if found.findings if repaired is None else repaired.left:
+    show_check(found, repaired, wrong, unread, as_json=as_json)
+    if wrong or unread or (found.findings if repaired is None else repaired.left):
         raise typer.Exit(1)
 
 

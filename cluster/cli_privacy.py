@@ -94,6 +94,10 @@ def _show_withdrawn(done: Any, *, dry_run: bool, as_json: bool) -> None:
     )
     if not dry_run:
         print(f"  {done.arrays} arrays and packs removed, {done.packs} packs written anew without them")
+    if done.statistics:
+        print(
+            f"  {done.statistics} statistics of their datasets {would} removed; make them anew: diastole stats DATASET"
+        )
     if done.unknown:
         print(f"  {done.unknown} of them have no item in this lake; check how they are written")
     if done.shared:

@@ -3,8 +3,10 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,7 @@ from ..jobs import runs
 from ..jobs.contract import axes_of
 from ..jobs.plan import Plan
 from ..jobs.repair import Repaired
+from ..jobs.sound import Unsound
 from ..lake import predictions, quarantine
 from ..lake.errors import SpecError
 from ..lake.items import read_items
@@ -359,15 +362,27 @@ def show_retried(lake: Lake, outcomes: list[Outcome], *, as_json: bool) -> None:
         )
 
 
-def show_check(found: Scrubbed, repaired: Repaired | None, *, as_json: bool) -> None:
+def show_check(
+    found: Scrubbed,
+    repaired: Repaired | None,
+    unsound: Sequence[Unsound] = (),
+    unread: Mapping[str, str] = MappingProxyType({}),
+    *,
+    as_json: bool,
+) -> None:
     """What a check found, and what became of it."""
     wrong = [{"path": finding.path, "what": finding.problem} for finding in found.findings]
     if as_json:
-        print_json({"files": found.files, "wrong": wrong, **({} if repaired is None else asdict(repaired))})
+        items = {"unsound": [asdict(one) for one in unsound], "unread": dict(unread)}
+        print_json({"files": found.files, "wrong": wrong, **items, **({} if repaired is None else asdict(repaired))})
         return
     console.print(f"{found.files} files checked, {len(wrong)} wrong")
     for one in wrong:
         console.print(f"  {one['path']}: {one['what']}")
+    for item in unsound:
+        console.print(f"  item {item.item_id} of {item.dataset}: {item.problem} ({item.code})")
+    for dataset, why in unread.items():
+        console.print(f"  {dataset}: its items were not looked at: {why}")
     if repaired is None:
         return
     for path, what in repaired.mended:

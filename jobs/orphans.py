@@ -32,6 +32,7 @@ ROOMS = (
     "runs",
     "models",
     "tuned",
+    "statistics",
 )
 """Where a killed writer may have left a file that it had not finished; leases end by themselves."""
 UNFINISHED = 3600.0

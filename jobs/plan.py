@@ -24,6 +24,7 @@ from ..lake.suppressed import Suppressed
 from .admit import Answer, Items
 from .contract import Refusal, refuse, refuse_use
 from .cut import Cut, cut
+from .normalise import with_statistics
 from .reasons import sort_out
 from .select import Key, select
 from .spec import Job
@@ -180,9 +181,10 @@ def make_plan(
     """Plan a job. `limit` takes the first so many units, `only` these item ids, `retry` also what failed before.
 
     Raises UserError where the job cannot be meant: no such dataset, a condition that is not SQL, an empty selection,
-    a use that the model's licence does not permit.
+    a use that the model's licence does not permit, statistics that are not there.
     """
     _check_use(job, manifest)
+    task = with_statistics(lake, job, task)
     runtime = dict(runtime or {})
     spec, model = spec_digest(task, runtime.get("precision", "fp32")), manifest.model_digest
     key = Key(predictions.key_group(model, spec), model, spec)

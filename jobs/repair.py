@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..lake import delta, integrity, scrub
+from ..lake import delta, integrity, scrub, statistics
 from ..lake.database import database
 from ..lake.ids import digest
 from ..lake.layout import Lake
@@ -49,6 +49,10 @@ def repair(lake: Lake, findings: Sequence[Finding]) -> Repaired:
         room, name, *rest = finding.path.split("/")
         if room in ("predictions", "maps", "current") and rest and rest[0] != "_delta_log":
             sorted_out[name].append(finding)
+        elif room == statistics.ROOM:
+            integrity.forget(lake, [finding.path])
+            lake.store.delete(finding.path)
+            done.mended.append((finding.path, f"removed; {integrity.how_to_heal(finding.path)}"))
         else:
             done.left.append((finding.path, f"{finding.problem}; {_advice(finding.path)}"))
     for output, found in sorted(sorted_out.items()):

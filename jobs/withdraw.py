@@ -13,7 +13,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..lake import crash, delta, integrity, leases, quarantine, suppressed, variants
+from ..lake import crash, delta, integrity, leases, quarantine, statistics, suppressed, variants
 from ..lake.errors import BusyError, CommitError
 from ..lake.ids import sha256_bytes
 from ..lake.items import read_sources
@@ -50,6 +50,8 @@ class Withdrawn:
     """Packs that were written anew without them."""
     damaged: int = 0
     """Items of others in these that could not be read; `ingest --verify` heals them."""
+    statistics: int = 0
+    """Of datasets that held them: `diastole stats` makes those of the rest."""
     runs: list[str] = field(default_factory=list)
     """Unfinished runs that held them, and were ended; their jobs are planned anew."""
 
@@ -83,6 +85,7 @@ def would_withdraw(lake: Lake, subjects: Sequence[str]) -> Withdrawn:
             done.rows[output] = rows
         done.maps += len(_map_folders(lake, output, found.items))
     done.packs = sum(len(holed) for holed in found.holed.values())
+    done.statistics = sum(len(statistics.stored(lake, dataset)) for dataset in found.counts)
     done.runs = [plan.run_id for plan in found.to_end]
     return done
 
@@ -254,6 +257,9 @@ class _Withdrawal:
     def _dataset(self, dataset: str) -> set[str]:
         """Items and sources, then what lies behind them. Arrays and packs that are still in use."""
         lake = self._lake
+        if dataset in self.done.items:  # while the rows tell that its statistics cover what goes
+            self.done.statistics += statistics.drop(lake, dataset)
+            crash.point("withdraw-statistics")
         moved = repack.repack(lake, self._found.holed[dataset])
         integrity.renew(lake, moved.files, "withdrawal")
         crash.point("withdraw-packed")

@@ -70,6 +70,8 @@ def how_to_heal(path: str) -> str:
     room, name = path.split("/")[:2]
     if room == "datasets":
         return f"heal it with: diastole ingest {name} SOURCES --verify"
+    if room == "statistics":
+        return f"make it anew with: diastole stats {name}"
     return "restore it from a backup"
 
 

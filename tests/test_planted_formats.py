@@ -240,6 +240,7 @@ def test_of_whom_a_file_is_is_nowhere_in_the_lake_nor_in_what_is_said(tmp_path, 
     say("items", "d")
     say("items", "d", "--json")
     say("quarantine")
+    say("describe", "d", code=1)
     say("check", "--deep", code=1)
     text = said.getvalue() + caplog.text
     assert not [word for word in WORDS if word.lower() in text.lower()]

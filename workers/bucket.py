@@ -1,17 +1,21 @@
 """Sources in an object store: listed where they lie, and copied here one by one when they are read."""
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diastole.lake.errors import ItemError, LakeError, SpecError
-from diastole.lake.remote import again, opened, translated
+from diastole.lake.remote import again, opened
 from diastole.lake.store import SCHEMES
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
+AT_ONCE = 50
+"""Answers of a listing, of a thousand objects each, that are kept: where one is lost, these are asked for again."""
 PIECE = 8 * 2**20
 """Bytes that are fetched at a time."""
 
@@ -34,18 +38,24 @@ class Bucket:
         self._store = _store(self._root)
 
     def list(self) -> Iterator[tuple[str, int, int]]:
-        """(URL, bytes, modification time in ns) of each object; a URL of one object is that one."""
+        """(URL, bytes, modification time in ns) of each object, sorted; a URL of one object is that one.
+
+        Raises EnvironmentFailure where it cannot be listed to its end.
+        """
+        last: str | None = None
+        while some := again("the sources", partial(self._after, last)):
+            for meta in some:
+                yield f"{self._root}/{meta['path']}", int(meta["size"]), int(meta["last_modified"].timestamp() * 1e9)
+            last = str(some[-1]["path"])
+        if last is None:
+            yield from self._itself()
+
+    def _after(self, last: str | None) -> "Sequence[ObjectMeta]":
+        """Some objects whose paths are behind one."""
         import obstore
 
-        found = False
-        with translated("the sources"):
-            for batch in obstore.list(self._store):
-                for meta in batch:
-                    found = True
-                    modified = int(meta["last_modified"].timestamp() * 1e9)
-                    yield f"{self._root}/{meta['path']}", int(meta["size"]), modified
-        if not found:
-            yield from self._itself()
+        batches = obstore.list(self._store, offset=last, chunk_size=1000)
+        return [meta for batch in islice(batches, AT_ONCE) for meta in batch]
 
     def _itself(self) -> Iterator[tuple[str, int, int]]:
         import obstore

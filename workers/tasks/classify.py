@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
-from ...jobs.task import Options, Result, Task, Unit, Window
+from ...jobs.normalise import Normalise, Normalised
+from ...jobs.task import Result, Task, Unit, Window
 from ...lake.errors import ItemError, SpecError
 from ...lake.models import Manifest
 from .checks import no_image, wrong_outputs
@@ -21,10 +22,10 @@ from .device import staged
 Size = tuple[PositiveInt, PositiveInt]
 
 
-class ClassifyOptions(Options):
+class ClassifyOptions(Normalised):
     """How stored values become what the network sees, and its outputs a label."""
 
-    of_the_model = frozenset({"channels", "scale", "resize", "crop", "mean", "std", "activation"})
+    of_the_model = frozenset({"channels", "scale", "resize", "crop", "mean", "std", "normalise", "activation"})
     channels: list[int] | None = Field(default=None, min_length=1)
     """Which stored channels the network sees, in its order: [2, 1, 0] turns RGB round, [0, 0, 0] makes three of grey."""
     scale: float = 1.0
@@ -37,6 +38,8 @@ class ClassifyOptions(Options):
     """By channel of the network, or one for all: taken off after scaling."""
     std: list[float] = Field(default_factory=list)
     """Likewise: divided by."""
+    normalise: Normalise | None = None
+    """By mean and std of each stored channel of the dataset, instead of by those of the package."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """softmax where classes exclude each other, sigmoid where they do not, none where the network gives probabilities."""
     threshold: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -48,7 +51,13 @@ class ClassifyOptions(Options):
             raise ValueError("channels are counted from 0")
         if any(value == 0.0 for value in self.std):
             raise ValueError("std has a zero in it")
+        if self.normalise and (self.mean or self.std):
+            raise ValueError("normalise stands alone, without mean and std")
         return self
+
+    @property
+    def normalises(self) -> bool:
+        return self.normalise is not None
 
 
 @dataclass
@@ -143,10 +152,11 @@ class Classify(Task):
         if options.crop is not None:
             (height, width), (top, left) = options.crop, _corner(x.shape[2:], options.crop)
             x = x[:, :, top : top + height, left : left + width]
-        if options.mean:
-            x -= torch.tensor(options.mean, device=device)[:, None, None]
-        if options.std:
-            x /= torch.tensor(options.std, device=device)[:, None, None]
+        mean, std = self._constants()
+        if mean:
+            x -= torch.tensor(mean, device=device)[:, None, None]
+        if std:
+            x /= torch.tensor(std, device=device)[:, None, None]
         return {"x": x.contiguous()}
 
     def finish_block(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +195,18 @@ class Classify(Task):
             "labels": _lists(names.take(pa.array(np.nonzero(reached)[1])), reached.sum(1)),
         }
 
+    def _constants(self) -> tuple[list[float], list[float]]:
+        """Mean and std of each channel that the network sees, scaled; one for all, or none."""
+        options = self.options
+        if options.normalise is None:
+            return options.mean, options.std
+        found = options.statistics
+        if found is None or not found.mean:
+            raise SpecError("statistics of the dataset were not frozen; plan the job anew")
+        seen = options.channels if options.channels is not None else range(len(found.mean))
+        pairs = [(found.mean[channel], found.std[channel]) for channel in seen]
+        return [mean * options.scale for mean, _ in pairs], [std * options.scale for _, std in pairs]
+
     def _seen(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(c, h, w) that the network sees of an image (C, H, W)."""
         channels = len(self.options.channels) if self.options.channels is not None else int(shape[0])
@@ -202,6 +224,7 @@ class Classify(Task):
         channels = self._seen(shape)[0]
         needed = max(options.channels) + 1 if options.channels else 1
         wanted = {len(values) for values in (options.mean, options.std) if len(values) > 1} | {channels}
+        wanted |= {len(options.statistics.mean)} if options.statistics and options.channels is None else set()
         if shape[0] < needed or len(wanted) > 1:
             return "wrong_channels", f"the image has {shape[0]} channels, the model needs {max(needed, *wanted)}"
         height, width = options.resize or shape[1:]

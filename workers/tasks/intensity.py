@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
-from ...jobs.task import Options
-from ...lake.errors import ItemError
+from ...jobs.normalise import Frozen, Normalise, Sparse
+from ...lake.errors import ItemError, SpecError
 from .ranks import neighbours
 
 PART = 2**17
@@ -20,9 +21,11 @@ COUNTED = ("int8", "uint8", "int16", "uint16")
 """Types whose values are counted, on a CPU."""
 
 
-class Intensity(Options):
-    """How values are scaled. The statistics are those of the first pass, of the whole volume."""
+class Intensity(Sparse):
+    """How values are scaled. The statistics are those of the first pass, of the whole volume, or of the dataset."""
 
+    normalise: Normalise | None = None
+    """By statistics of the dataset, instead of by quantiles and deviation of the volume itself."""
     quantiles: tuple[float, float] | None = None
     """Values are clipped to these and brought to 0–1."""
     standardise: bool = False
@@ -30,6 +33,12 @@ class Intensity(Options):
     scale: float = 1.0
     shift: float = 0.0
     """Last, multiplied and shifted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Intensity":
+        if self.normalise and (self.standardise or self.quantiles):
+            raise ValueError("normalise stands alone, without quantiles and standardise")
+        return self
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,21 @@ Step = Callable[[Any], Any]
 """What is done to values, in place."""
 
 
-def scale_into(out: Any, raw: Any, source: Source, how: Intensity, bounds: Bounds | None) -> Bounds | None:
+def scale_into(
+    out: Any, raw: Any, source: Source, how: Intensity, bounds: Bounds | None, dataset: Frozen | None = None
+) -> Bounds | None:
     """Scale `raw`, a contiguous tensor of stored values, into `out`, float32 of the same shape and device.
 
     Gives the values of the quantiles: `bounds`, or where these are not known yet, those of `raw`. Raises ItemError where
-    the values are all alike and should be scaled by how they differ.
+    the values are all alike and should be scaled by how they differ; SpecError where the `dataset`'s statistics are wanted
+    and were not frozen.
     """
     raw, out = raw.reshape(-1), out.view(-1)
     steps: list[Step] = []
+    if how.normalise is not None:
+        if dataset is None or not dataset.mean:
+            raise SpecError("statistics of the dataset were not frozen; plan the job anew")
+        steps.append(lambda x: x.sub_(dataset.mean[0]).div_(dataset.std[0]))
     counted = _counted(raw, source) if how.standardise or (how.quantiles is not None and bounds is None) else None
     if how.quantiles is not None:
         low, high = bounds = bounds or _quantiles(raw, source, counted, how.quantiles)

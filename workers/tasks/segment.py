@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from ...jobs.normalise import Normalised
 from ...jobs.task import DenseMap, Options, Result, Task, Unit, Window
 from ...lake.errors import ItemError, ModelError
 from ...lake.models import Manifest
@@ -35,7 +36,7 @@ class Pass(Options):
     """Of a box: by how much of its size it is widened at each end."""
 
 
-class SegmentOptions(Options):
+class SegmentOptions(Normalised):
     """How a volume becomes a mask."""
 
     of_the_model = frozenset({"passes", "axes", "intensity"})
@@ -54,6 +55,10 @@ class SegmentOptions(Options):
     """Keep only the largest connected component (26 neighbours)."""
     fill: bool = False
     """Fill holes that the background does not reach."""
+
+    @property
+    def normalises(self) -> bool:
+        return self.intensity.normalise is not None
 
 
 Box = tuple[slice, slice, slice]
@@ -143,7 +148,9 @@ class Segment(Task):
         for place, (state, raw) in enumerate(ready):
             source = Source(*_rescale(state.meta), state.ends if state.non_finite else None)
             there = staged(raw, device)
-            state.bounds = scale_into(x[place], there, source, self.options.intensity, state.bounds)
+            state.bounds = scale_into(
+                x[place], there, source, self.options.intensity, state.bounds, self.options.statistics
+            )
         return {"x": x}
 
     def collect(self, state: _State, step: int, window: Window, outputs: Mapping[str, Any]) -> None:
