@@ -194,7 +194,7 @@ def make_plan(
         refusal = _refusal(items, job, manifest, task)
         return refusal, 0.0 if refusal else task.cost(items)
 
-    with database() as opened:
+    with delta.storage(lake.predictions(job.output)), database() as opened:
         opened.register("done", predictions.item_rows(table))
         opened.register("own", predictions.item_rows(table, key.group))
         selected = select(opened, lake, {role: job.inputs[role] for role in manifest.inputs}, only, key)

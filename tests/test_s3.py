@@ -207,6 +207,19 @@ def test_an_outage_quarantines_no_source(lake, s3, tmp_path):
     assert integrity.check(lake, deep=True) == []
 
 
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("kind", ["error", "expired"])
+def test_a_plan_that_cannot_read_what_was_predicted_is_the_environments(lake, s3, tmp_path, kind):
+    """DuckDB says so in an exception of its own, which once came out as a traceback. Found by the soak."""
+    spots.cohort(lake, tmp_path / "src", 3)
+    assert made.run(lake, Choice(limit=2)).scored == 2
+    s3.fail(kind, "GET|HEAD", r"/predictions/o/.*\.parquet", times=10**6)
+    with pytest.raises(EnvironmentFailure, match="predictions/o"):
+        made.run(lake)
+    s3.heal()
+    assert made.run(lake).scored == 1
+
+
 SEEDS = [
     SEED,
     *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12) if "DIASTOLE_SEED" not in os.environ),
