@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import growth_report
+import ingest_report
 from variants import CEILINGS, DAFT, DIASTOLE, HERE, LAYOUTS, NAMES, RAISED, TUNED_CEILINGS, Variant
 
 DOCS = HERE.parent / "docs"
@@ -147,7 +148,7 @@ def page(workloads: dict[str, Any]) -> str:
             "",
             *([f"On {said}.", ""] if said else []),
         ]
-    return "\n".join([*lines, *growth_report.pages(DOCS)])
+    return "\n".join([*lines, *ingest_report.pages(DOCS), *growth_report.pages(DOCS)])
 
 
 def _answers(result: dict[str, Any]) -> list[str]:

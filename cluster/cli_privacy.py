@@ -100,6 +100,11 @@ def _show_withdrawn(done: Any, *, dry_run: bool, as_json: bool) -> None:
         )
     if done.unknown:
         print(f"  {done.unknown} of them have no item in this lake; check how they are written")
+    if done.shared:
+        print(
+            f"  {done.shared} of these items have samples of others too; ingest their files again, and they come back "
+            "without these"
+        )
     if done.damaged:
         print(f"  {done.damaged} items of others could not be read in these packs; heal them: diastole ingest --verify")
     if done.runs:

@@ -134,13 +134,14 @@ class Plan:
 def holds(plan: Plan, gone: Suppressed) -> pa.Array:
     """Which units are of withdrawn subjects: by the subject that was planned, or by any input. (units,) bool."""
     theirs = pc.is_in(plan.units["subject_id"], pa.array(sorted(gone.subjects), pa.string())).combine_chunks()
-    if not gone.items:
+    if not gone.items and not gone.arrays:
         return theirs
+    named = {"item_id": pa.array(sorted(gone.items), pa.string()), "array": pa.array(sorted(gone.arrays), pa.string())}
     mask, at = theirs.to_numpy(zero_copy_only=False).copy(), 0
     for chunk in plan.units["inputs"].chunks:
-        items = pc.list_flatten(chunk).field("item_id")
-        units = pc.list_parent_indices(chunk).filter(pc.is_in(items, pa.array(sorted(gone.items), pa.string())))
-        mask[at + units.to_numpy()] = True
+        inputs, parents = pc.list_flatten(chunk), pc.list_parent_indices(chunk)
+        for name, values in named.items():
+            mask[at + parents.filter(pc.is_in(inputs.field(name), values)).to_numpy()] = True
         at += len(chunk)
     return pa.array(mask)
 

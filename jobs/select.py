@@ -65,7 +65,8 @@ def select(
     database.register("named", pa.table({"item_id": pa.array(sorted(set(only)), pa.string())}))
     gone = suppressed.read(lake)
     database.register("withdrawn", pa.table({"subject_id": pa.array(sorted(gone.subjects), pa.string())}))
-    database.register("withdrawn_items", pa.table({"item_id": pa.array(sorted(gone.items), pa.string())}))
+    items = gone.items | _items_with(database, len(selections), gone.arrays)
+    database.register("withdrawn_items", pa.table({"item_id": pa.array(sorted(items), pa.string())}))
     query = _query(list(inputs), selections[0], only=bool(only))
     fields = [pa.field(name, pa.string()) for name in ("item_id", "subject_id", "input_digest", *_others(selections))]
     skipped: Counter[str] = Counter()
@@ -83,6 +84,14 @@ def select(
         selected = Selected(wanted.table(), left.table(), +skipped)
     _check_only(selected.wanted, only)
     return selected
+
+
+def _items_with(database: "DuckDBPyConnection", roles: int, arrays: frozenset[str]) -> frozenset[str]:
+    """Items that have one of some arrays."""
+    database.register("withdrawn_arrays", pa.table({"array": pa.array(sorted(arrays), pa.string())}))
+    query = 'select item_id from items_{} where "array" in (select "array" from withdrawn_arrays)'
+    found = [database.execute(query.format(n)).fetchall() for n in range(roles if arrays else 0)]
+    return frozenset(item for rows in found for (item,) in rows)
 
 
 def pair(left: str, right: str) -> str:

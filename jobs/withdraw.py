@@ -10,20 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..lake import crash, delta, integrity, leases, quarantine, statistics, suppressed
+from ..lake import crash, delta, integrity, leases, quarantine, statistics, suppressed, variants
 from ..lake.errors import BusyError, CommitError
 from ..lake.ids import sha256_bytes
 from ..lake.items import read_sources
 from ..lake.layout import Lake
 from ..lake.suppressed import Suppressed
 from . import repack, runs
-from .erase import WRITTEN_ANEW, Rule, count, erase
+from .erase import WRITTEN_ANEW, count, erase
 from .plan import Plan, holds
-from .repack import Repacked
+from .withdraw_rules import by_id, items_rule, sources_of, sources_rule
 
 EndRun = Callable[[Lake, Plan], str]
 """Ends an unfinished run: gives it up, or records it as done where its rows are published."""
@@ -39,6 +38,8 @@ class Withdrawn:
     """Subjects of which the lake has nothing, and never had: suppressed all the same."""
     items: dict[str, int] = field(default_factory=dict)
     """By dataset."""
+    shared: int = 0
+    """Those of them that have samples of others too; their files, ingested again, come back without these subjects'."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of predictions, items and details, by output."""
     maps: int = 0
@@ -63,7 +64,7 @@ def withdraw(lake: Lake, subjects: Sequence[str], end_run: EndRun, wait: float =
     """
     found = _Lake(lake, Suppressed(frozenset(subjects)))
     for subject in subjects:
-        suppressed.suppress(lake, subject, Suppressed(items=found.items_of([subject])))
+        suppressed.suppress(lake, subject, Suppressed(items=found.items_of([subject])) | found.shared_with([subject]))
     crash.point("withdraw-suppressed")
     try:
         with leases.exclusive(lake, "withdrawal", wait) as lease:
@@ -78,11 +79,11 @@ def withdraw(lake: Lake, subjects: Sequence[str], end_run: EndRun, wait: float =
 def would_withdraw(lake: Lake, subjects: Sequence[str]) -> Withdrawn:
     """What a withdrawal would do; nothing is written."""
     found = _Lake(lake, suppressed.read(lake, subjects))
-    done = Withdrawn(list(subjects), items=found.counts, unknown=_unknown(lake, subjects, found))
+    done = found.begun(subjects)
     for output in _outputs(lake):
-        if rows := count(lake, lake.predictions(output), _by_id("item_id", found.gone.items)):
+        if rows := count(lake, lake.predictions(output), by_id("item_id", found.items)):
             done.rows[output] = rows
-        done.maps += len(_map_folders(lake, output, found.gone.items))
+        done.maps += len(_map_folders(lake, output, found.items))
     done.packs = sum(len(holed) for holed in found.holed.values())
     done.statistics = sum(len(statistics.stored(lake, dataset)) for dataset in found.counts)
     done.runs = [plan.run_id for plan in found.to_end]
@@ -96,7 +97,9 @@ class _Lake:
         self._lake, self._known = lake, known
         self.rows = {dataset: repack.rows_of(lake, dataset) for dataset in lake.datasets()}
         self.gone = known | Suppressed(items=known.items | self.items_of(known.subjects))
-        self.gone |= self._sources()
+        self.gone |= self.shared_with(known.subjects) | self._sources()
+        self.items = self.gone.items | self.gone.pending
+        """All that go, those also that may come back."""
 
     def items_of(self, subjects: Collection[str]) -> frozenset[str]:
         """Items of subjects, and what is derived from them, and so on."""
@@ -107,6 +110,22 @@ class _Lake:
             new = self._where("derived_from", new) - found
         return frozenset(found)
 
+    def shared_with(self, subjects: Collection[str]) -> Suppressed:
+        """Items of others, or of nobody, in which subjects are samples. One that cannot be read counts: who knows whose."""
+        theirs, wanted = self.gone.items | self.items_of(subjects), frozenset(subjects)
+        arrays = {array for array, ids in self._samples.items() if ids is not None and not ids.isdisjoint(wanted)}
+        unread = {array for array, ids in self._samples.items() if ids is None}
+        items = self._where("array", arrays | unread) - theirs
+        return Suppressed(arrays=frozenset(arrays & self._where("item_id", items, "array")), pending=frozenset(items))
+
+    def begun(self, subjects: Sequence[str]) -> Withdrawn:
+        """What is known before anything is done."""
+        shared = sum(
+            pc.sum(by_id("item_id", self.gone.pending).meant(rows)).as_py() or 0 for rows in self.rows.values()
+        )
+        unknown = sum(not self._is_known(subject) for subject in subjects)
+        return Withdrawn(list(subjects), unknown=unknown, items=self.counts, shared=shared)
+
     @property
     def counts(self) -> dict[str, int]:
         """Items that go, by dataset."""
@@ -115,7 +134,7 @@ class _Lake:
 
     def left(self, dataset: str) -> pa.Table:
         """Items that stay."""
-        return _by_id("item_id", self.gone.items).left(self.rows[dataset])
+        return by_id("item_id", self.items).left(self.rows[dataset])
 
     @cached_property
     def _unfinished(self) -> list[Plan]:
@@ -146,18 +165,30 @@ class _Lake:
         """Arrays and packs that runs which go on will read."""
         return _arrays(_planned([plan for plan in self._unfinished if plan not in self.to_end]))
 
-    def _where(self, column: str, values: Collection[str]) -> set[str]:
-        rule = _by_id(column, values)
-        return {item for rows in self.rows.values() for item in rows.filter(rule.meant(rows))["item_id"].to_pylist()}
+    @cached_property
+    def _samples(self) -> dict[str, frozenset[str] | None]:
+        arrays = pc.unique(
+            pa.chunked_array([c for rows in self.rows.values() for c in rows["array"].chunks], pa.string())
+        )
+        return variants.samples_of(self._lake, arrays.drop_null().to_pylist())
+
+    def _is_known(self, subject: str) -> bool:
+        """Whether it has an item here, or ever had."""
+        known = suppressed.read(self._lake, [subject])
+        return bool(known.items or known.arrays or self.items_of([subject]) or self.shared_with([subject]).arrays)
+
+    def _where(self, column: str, values: Collection[str], what: str = "item_id") -> set[str]:
+        rule = by_id(column, values)
+        return {found for rows in self.rows.values() for found in rows.filter(rule.meant(rows))[what].to_pylist()}
 
     def _sources(self) -> Suppressed:
         """Which files they came from; what is in them, unless another's file holds the same."""
         tables = [read_sources(self._lake, dataset) for dataset in self.rows]
-        split = [(rows, _sources_of(rows, self.gone)[1]) for rows in tables]
+        split = [(rows, sources_of(rows, self.gone)[1]) for rows in tables]
         theirs = [rows.filter(mask) for rows, mask in split]
         keys = {key for rows in theirs for key in rows["source_key"].to_pylist()}
         digests = {digest for rows in theirs for digest in rows["source_digest"].drop_null().to_pylist()}
-        same = _by_id("source_digest", digests)
+        same = by_id("source_digest", digests)
         others = [rows.filter(pc.and_(same.meant(rows), pc.invert(mask)))["source_digest"] for rows, mask in split]
         digests -= {digest for column in others for digest in column.to_pylist()}
         return Suppressed(
@@ -172,8 +203,9 @@ class _Withdrawal:
         self._lake, self._subjects, self._end_run, self._check = lake, subjects, end_run, check
         self._found = _Lake(lake, suppressed.read(lake, subjects))
         self._gone = self._found.gone
-        self._ids = self._gone.items | self._gone.subjects
-        self.done = Withdrawn(list(subjects), items=self._found.counts, unknown=_unknown(lake, subjects, self._found))
+        self._items = self._found.items
+        self._ids = self._items | self._gone.subjects
+        self.done = self._found.begun(subjects)
 
     def run(self) -> Withdrawn:
         """All steps."""
@@ -192,10 +224,13 @@ class _Withdrawal:
             self._check()
             used |= self._dataset(dataset)
         crash.point("withdraw-datasets")
-        by_source = _by_id("source_key", self._gone.sources)
+        by_source = by_id("source_key", self._gone.sources)
         erase(self._lake, quarantine.PATH, by_source, self._ids, self._recorded)
         self._integrity(used)
         _drop_leftovers(self._lake)
+        crash.point("withdraw-end")
+        for subject in self._subjects:
+            suppressed.settle(self._lake, subject)
         return self.done
 
     def _end_runs(self) -> None:
@@ -207,7 +242,7 @@ class _Withdrawal:
 
     def _output(self, output: str) -> None:
         """Rows of what people query, of what was published and of what never was; then maps."""
-        rule = _by_id("item_id", self._gone.items)
+        rule = by_id("item_id", self._items)
         erase(self._lake, self._lake.current(output), rule, self._ids, self._recorded)
         path = self._lake.predictions(output)
         erased = erase(self._lake, path, rule, self._ids, self._recorded, history=True)
@@ -215,7 +250,7 @@ class _Withdrawal:
         if erased.rows:
             self.done.rows[output] = erased.rows
         crash.point("withdraw-rows")
-        for folder in _map_folders(self._lake, output, self._gone.items):
+        for folder in _map_folders(self._lake, output, self._items):
             repack.remove(self._lake, folder)
             self.done.maps += 1
 
@@ -228,9 +263,9 @@ class _Withdrawal:
         moved = repack.repack(lake, self._found.holed[dataset])
         integrity.renew(lake, moved.files, "withdrawal")
         crash.point("withdraw-packed")
-        erase(lake, lake.dataset(dataset, "items"), _items(self._gone.items, moved), self._ids, self._recorded)
+        erase(lake, lake.dataset(dataset, "items"), items_rule(self._items, moved), self._ids, self._recorded)
         crash.point("withdraw-items")
-        erase(lake, lake.dataset(dataset, "sources"), _of_sources(self._gone), self._ids, self._recorded)
+        erase(lake, lake.dataset(dataset, "sources"), sources_rule(self._gone), self._ids, self._recorded)
         # A pack that was to be written anew goes, also where items of others in it are damaged and could not move.
         used = (_arrays(repack.rows_of(lake, dataset)) - set(self._found.holed[dataset])) | self._found.kept
         self.done.arrays += repack.drop_unused(lake, dataset, used)
@@ -244,13 +279,13 @@ class _Withdrawal:
         def gone(path: str) -> bool:
             room, *rest = path.split("/")
             if room == "maps":
-                return not self._gone.items.isdisjoint(rest)
+                return not self._items.isdisjoint(rest)
             if room == "datasets":
                 return "/".join(path.split("/")[:4]) not in used
             return room in ("predictions", "current") and self._lake.store.size(path) is None and path not in self._live
 
         paths = {path for path in integrity.read(self._lake)["path"].to_pylist() if gone(path)}
-        erase(self._lake, integrity.PATH, _by_id("path", paths), self._ids, self._recorded)
+        erase(self._lake, integrity.PATH, by_id("path", paths), self._ids, self._recorded)
 
     @cached_property
     def _live(self) -> set[str]:
@@ -260,56 +295,6 @@ class _Withdrawal:
         return {
             f"{p}/{file['path']}" for p in paths if (t := delta.open_table(self._lake, p)) for file in delta.files_of(t)
         }
-
-
-def _by_id(column: str, gone: Collection[str]) -> Rule:
-    """Rows by the value of a column."""
-    values = pa.array(sorted(gone), pa.string())
-
-    def meant(rows: pa.Table) -> pa.Array:
-        return pc.is_in(rows[column], values)
-
-    return Rule([column], meant, lambda rows: rows.filter(pc.invert(meant(rows))))
-
-
-def _items(gone: Collection[str], moved: Repacked) -> Rule:
-    """Items that go, and those that lie elsewhere now: these keep what they are."""
-    out, ids = _by_id("item_id", gone), pa.array(moved.items, pa.string())
-    both = _by_id("item_id", {*gone, *moved.items})
-    new = {"array": pa.array(moved.arrays, pa.string()), "row": pa.array(moved.rows, pa.int64())}
-
-    def left(rows: pa.Table) -> pa.Table:
-        rows = out.left(rows)
-        at = pc.index_in(rows["item_id"], ids)
-        for name, values in new.items():
-            number, kind = rows.schema.get_field_index(name), rows.schema.field(name)
-            rows = rows.set_column(number, kind, pc.if_else(at.is_valid(), values.take(at), rows[name]))
-        return rows
-
-    return Rule(["item_id"], both.meant, left)
-
-
-def _sources_of(rows: pa.Table, gone: Suppressed) -> tuple[pa.Array, pa.Array]:
-    """Which sources have an item that goes, and which of them nothing else; those that are known go, too."""
-    rows = rows.combine_chunks()
-    items = pc.list_flatten(rows["items"])
-    parents = pc.list_parent_indices(rows["items"]).filter(pc.is_in(items, pa.array(sorted(gone.items), pa.string())))
-    theirs = np.bincount(parents.to_numpy().astype(np.int64), minlength=rows.num_rows)
-    all_of = pc.fill_null(pc.list_value_length(rows["items"]), 0).to_numpy()
-    known = pc.is_in(rows["source_key"], pa.array(sorted(gone.sources), pa.string())).to_numpy()
-    return pa.array(known | (theirs > 0)), pa.array(known | ((theirs > 0) & (theirs == all_of)))
-
-
-def _of_sources(gone: Suppressed) -> Rule:
-    """Sources whose items all go; others forget those that do."""
-
-    def left(rows: pa.Table) -> pa.Table:
-        some, whole = _sources_of(rows, gone)
-        kept = rows.filter(pc.and_(some, pc.invert(whole))).to_pylist()
-        forgetful = [{**row, "items": [item for item in row["items"] if item not in gone.items]} for row in kept]
-        return pa.concat_tables([rows.filter(pc.invert(some)), pa.Table.from_pylist(forgetful, rows.schema)])
-
-    return Rule(["source_key", "items"], lambda rows: _sources_of(rows, gone)[0], left)
 
 
 def _planned(plans: Iterable[Plan]) -> pa.Table:
@@ -349,11 +334,6 @@ def _unrecorded(lake: Lake, path: str, recorded: integrity.Recorded) -> list[int
     return [
         integrity.FileRecord(file, len(data), sha256_bytes(data)) for file in new for data in [lake.store.get(file)]
     ]
-
-
-def _unknown(lake: Lake, subjects: Iterable[str], found: _Lake) -> int:
-    """Subjects that have no item here, and never had."""
-    return sum(not found.items_of([s]) and not suppressed.read(lake, [s]).items for s in subjects)
 
 
 def _drop_leftovers(lake: Lake) -> None:

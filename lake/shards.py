@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import mapped
 from .layout import Lake
 
 ZSTD_LEVEL = 3
@@ -36,54 +37,58 @@ def write_sharded(
     """
     for place in product(*(range(-(-size // shard)) for size, shard in zip(data.shape, shards, strict=True))):
         key = "/".join(map(str, place))
-        lake.store.put(f"{path}/c/{key}", _shard(data, place, chunks, shards, plain=plain), durable=False)
+        shard = shard_pieces(_encoded(data, place, chunks, shards, plain=plain))
+        lake.store.put(f"{path}/c/{key}", shard, durable=False)
     described = json.dumps(describe(data.shape, data.dtype, chunks, shards, dimensions, plain=plain)).encode()
     lake.store.put(f"{path}/zarr.json", described, durable=False)  # indented, it would be Python's slow encoder
 
 
-def _shard(
+def _encoded(
     data: np.ndarray, place: Sequence[int], chunks: Sequence[int], shards: Sequence[int], *, plain: bool
-) -> bytes:
-    """One shard: its chunks in C order, then the index."""
+) -> Iterator[Any]:
+    """The chunks of a shard in C order, encoded; None for those outside of the array."""
     import google_crc32c
     from numcodecs import Zstd
 
     zstd = Zstd(level=ZSTD_LEVEL, checksum=True).encode
-
-    def encoded() -> Iterator[Any]:
-        for chunk in _chunks(data, place, chunks, shards):
-            if chunk is None or not plain:
-                yield None if chunk is None else zstd(chunk)
-            else:
-                values = bytes(chunk.data)
-                yield values + struct.pack("<I", google_crc32c.value(values))
-
-    return join_chunks(encoded())
+    for chunk in _chunks(data, place, chunks, shards):
+        if chunk is None or not plain:
+            yield None if chunk is None else zstd(chunk)
+        else:
+            values = bytes(chunk.data)
+            yield values + struct.pack("<I", google_crc32c.value(values))
 
 
 def join_chunks(encoded: Iterable[Any]) -> bytes:
     """A shard of chunks that are encoded, in C order; None for those outside of the array."""
+    return b"".join(shard_pieces(encoded))
+
+
+def shard_pieces(encoded: Iterable[Any]) -> Iterator[Any]:
+    """As `join_chunks`, piece by piece: the chunks, then the index."""
     import google_crc32c
 
-    pieces: list[Any] = []
     index, offset = [], 0
     for piece in encoded:
         if piece is None:
             index.append((MISSING, MISSING))
             continue
-        pieces.append(piece)
         index.append((offset, len(piece)))
         offset += len(piece)
+        yield piece
     table = np.array(index, "<u8").tobytes()
-    return b"".join([*pieces, table, struct.pack("<I", google_crc32c.value(table))])
+    yield table + struct.pack("<I", google_crc32c.value(table))
 
 
 def _chunks(
     data: np.ndarray, place: Sequence[int], chunks: Sequence[int], shards: Sequence[int]
 ) -> Iterator[np.ndarray | None]:
     """The chunks of a shard, whole, filled up with zeros where the array ends; None for those outside of it."""
-    axes = list(zip(place, chunks, shards, strict=True))
+    axes, band = list(zip(place, chunks, shards, strict=True)), 0
     for inner in product(*(range(shard // chunk) for _, chunk, shard in axes)):
+        if inner[0] != band:
+            mapped.let_go(data)
+            band = inner[0]
         starts = [at * shard + one * chunk for (at, chunk, shard), one in zip(axes, inner, strict=True)]
         if any(start >= size for start, size in zip(starts, data.shape, strict=True)):
             yield None

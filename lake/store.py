@@ -5,7 +5,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,9 @@ PIECE = 8 * 2**20
 """Bytes that are read at a time where a file is only hashed."""
 WRITER = "diastole-writer"
 """What is said of an object that was put if absent: by which call. So one whose answer was lost knows its own."""
+
+
+_BUFFERS = (bytes, bytearray, memoryview)
 
 
 class Found(NamedTuple):
@@ -172,13 +175,17 @@ class Store:
                 raise
             raise EnvironmentFailure(f"storage failed at {relative}: {error.strerror}") from error
 
-    def put(self, relative: str, data: bytes, *, durable: bool = True) -> None:
-        """Write whole, replacing what was there. In a folder, what is not `durable` is so only after `sync`."""
+    def put(self, relative: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
+        """Write whole, replacing what was there. In a folder, what is not `durable` is so only after `sync`.
+
+        `data` may be pieces: in a folder they are written as they come, an object store gets them at once.
+        """
         if self.local is None:
             import obstore
 
             _check(relative)
-            again(relative, lambda: obstore.put(self._obstore, relative, data))
+            whole = data if isinstance(data, _BUFFERS) else b"".join(data)
+            again(relative, lambda: obstore.put(self._obstore, relative, whole))
             return
         path = self.path(relative)
         disk.make(path.parent, self.local, now=durable)
@@ -402,15 +409,18 @@ def _filled(file: Any, offset: int, into: np.ndarray) -> bool:
     return True
 
 
-def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
+def _write_aside(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> Path:
     part = path.parent / f".part-{uuid.uuid4().hex}"
     try:
         with part.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, _BUFFERS) else data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
     except OSError as error:
         part.unlink(missing_ok=True)
         raise EnvironmentFailure(f"cannot write to {path.parent}: {error.strerror}") from error
+    except BaseException:  # of whoever makes the pieces
+        part.unlink(missing_ok=True)
+        raise
     return part

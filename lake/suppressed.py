@@ -7,7 +7,7 @@ without the lake's key. Who deletes it undoes the withdrawal for what is ingeste
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from .ids import keyed
@@ -17,6 +17,7 @@ FOLDER = "suppressed"
 WITHDRAWN = "withdrawn"
 """Code with which a source is refused of which nothing may be kept."""
 READERS = 8
+_NAMES = ("items", "sources", "contents", "arrays", "pending")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Suppressed:
     """Keys of the source files (paths) that they came from."""
     contents: frozenset[str] = frozenset()
     """Keyed hashes of what was in these files, unless another's file holds the same."""
+    arrays: frozenset[str] = frozenset()
+    """Groups of variants in which they were samples beside others: nothing may read these."""
+    pending: frozenset[str] = frozenset()
+    """Ids of the items that had such a group, until all of them is removed; then they may come back, without the sample."""
 
     def __or__(self, other: "Suppressed") -> "Suppressed":
         return Suppressed(
@@ -38,6 +43,8 @@ class Suppressed:
             self.items | other.items,
             self.sources | other.sources,
             self.contents | other.contents,
+            self.arrays | other.arrays,
+            self.pending | other.pending,
         )
 
     def __bool__(self) -> bool:
@@ -69,6 +76,13 @@ def add(lake: Lake, subject: str, known: Suppressed) -> None:
         lake.store.put(f"{FOLDER}/{subject}", _words(before | known))
 
 
+def settle(lake: Lake, subject: str) -> None:
+    """Say that nothing is left of a subject. Only who has the lake alone may."""
+    known = _read(lake, subject)
+    if known.pending:
+        lake.store.put(f"{FOLDER}/{subject}", _words(replace(known, pending=frozenset())))
+
+
 def content_id(lake: Lake, sha256: str) -> str:
     """The opaque id of what is in a source file."""
     return keyed(lake.key, "content", sha256)
@@ -83,13 +97,13 @@ def sum_of(known: Iterable[Suppressed]) -> Suppressed:
 
 
 def _words(known: Suppressed) -> bytes:
-    said = {name: sorted(getattr(known, name)) for name in ("items", "sources", "contents")}
+    said = {name: sorted(getattr(known, name)) for name in _NAMES}
     return json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **said}, indent=1).encode()
 
 
 def _read(lake: Lake, subject: str) -> Suppressed:
     try:
         said = json.loads(lake.store.get(f"{FOLDER}/{subject}"))
-        return Suppressed(frozenset([subject]), *(frozenset(said[name]) for name in ("items", "sources", "contents")))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # put by hand: its name is what counts
+        return Suppressed(frozenset([subject]), *(frozenset(said.get(name, ())) for name in _NAMES))
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # put by hand: its name is what counts
         return Suppressed(frozenset([subject]))

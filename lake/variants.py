@@ -6,6 +6,7 @@ Zarr v3, sharded, every chunk with a checksum. Samples are named by keyed ids, n
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ _ROWS, _SAMPLES, _CELLS = 10_000, 10_000, 2**20
 _TEXT_CHUNKS = 100
 """Chunks of a shard of texts."""
 _PIECE = 2**24
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,20 @@ def read_variants(lake: Lake, path: str, expected_digest: str) -> dict[str, np.n
     if not same:
         raise ItemError("digest_mismatch", f"its arrays are not what was planned; {integrity.how_to_heal(path)}")
     return {name: values for name, (_, values) in found.items()}
+
+
+def samples_of(lake: Lake, paths: Iterable[str]) -> dict[str, frozenset[str] | None]:
+    """Path of a group → the keyed ids of its samples; None where they cannot be read. Others than groups are left out."""
+    groups = sorted({path for path in paths if path.endswith(SUFFIX)})
+    with ThreadPoolExecutor(_READERS) as threads:
+        return dict(zip(groups, threads.map(lambda path: _samples(lake, path), groups), strict=True))
+
+
+def _samples(lake: Lake, path: str) -> frozenset[str] | None:
+    try:
+        return frozenset(sample_ids(lake, path))
+    except ItemError:
+        return None
 
 
 def sample_ids(lake: Lake, path: str) -> list[str]:

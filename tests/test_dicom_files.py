@@ -9,6 +9,7 @@ import SimpleITK
 from pydicom.pixels import apply_color_lut
 
 from diastole.lake.errors import ItemError
+from diastole.workers.formats import ReadOptions, dicom
 
 ROOT = dicom_table.Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -87,3 +88,30 @@ def test_lossless_jpeg_gives_the_pixels_back(tmp_path, bits, frames):
     made.save_as(tmp_path / "a")
     _, [array] = dicom_table.outcome(tmp_path / "a", allow=True)
     assert np.array_equal(array[:, 0], pixels)
+
+
+@pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian"])
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (8, 7), (16, 16), (16, 12), (32, 32), (32, 20)])
+def test_plain_pixels_are_pydicoms_also_where_bits_are_not_used(tmp_path, syntax, signed, allocated, stored):
+    made = dicoms.slice_at(0, 0.0)
+    pixels = np.random.default_rng(0).integers(0, 2**allocated, (2, 6, 5)).astype(f"u{allocated // 8}")
+    made.Rows, made.Columns, made.PixelRepresentation = 6, 5, signed
+    made.BitsAllocated, made.BitsStored, made.HighBit = allocated, stored, stored - 1
+    if "PixelPaddingValue" in made:
+        del made.PixelPaddingValue
+    for number in range(2):
+        made.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        made["PixelData"].VR = "OW"
+        made.PixelData = pixels[number].tobytes()
+        made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        made.ImagePositionPatient = [0, 0, number]
+        made.save_as(tmp_path / f"{number}", implicit_vr=syntax.startswith("Implicit"))
+    paths = tuple(sorted(tmp_path.iterdir()))
+    out = tmp_path / "out"
+    out.mkdir()
+    [entry] = dicom.read(paths[0], out, ReadOptions(parts=paths))
+    found = np.load(out / entry["file"])
+    expected = np.stack([pydicom.dcmread(path).pixel_array for path in paths])
+    assert found.dtype == expected.dtype.newbyteorder("<")
+    assert np.array_equal(found, expected)

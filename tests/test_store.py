@@ -62,6 +62,20 @@ def test_a_path_that_leads_out_is_refused(tmp_path, root, path):
         store.uri(path)
 
 
+@pytest.mark.parametrize("root", ["{tmp}/lake", "memory://"])
+def test_pieces_are_one_file_and_those_that_fail_leave_nothing(tmp_path, root):
+    def failing():
+        yield b"one"
+        raise ValueError
+
+    store = Store(root.format(tmp=tmp_path))
+    store.put("a/b", (piece for piece in (b"one", b"", b"two")))
+    with pytest.raises(ValueError):
+        store.put("a/b", failing())
+    assert store.get("a/b") == b"onetwo"
+    assert not (tmp_path / "lake").exists() or [p.name for p in (tmp_path / "lake" / "a").iterdir()] == ["b"]
+
+
 @pytest.mark.fault(42)
 def test_a_link_that_leads_out_is_refused(tmp_path):
     (tmp_path / "secret").mkdir()

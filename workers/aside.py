@@ -1,6 +1,6 @@
 """A lake that is read where it lies, and written to elsewhere: what probes score leaves nothing in it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,7 +42,7 @@ class Aside(Store):
     def size(self, relative: str) -> int | None:
         return self._at(relative).size(relative)
 
-    def put(self, relative: str, data: bytes, *, durable: bool = True) -> None:
+    def put(self, relative: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
         self._to(relative).put(relative, data, durable=durable)
 
     def put_if_absent(self, relative: str, data: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences, suppressed
+from diastole.lake import crash, delta, integrity, items, packs, quarantine, sequences, suppressed, variants
 from diastole.lake.layout import Lake
 
 from .packs import DamagedPacks, put_images, put_letters
@@ -180,7 +180,10 @@ class Ledger:
     def _allowed(self, events: list[tuple[OpenSource, Claim | None]]) -> list[tuple[OpenSource, Claim | None]]:
         """Without sources whose subject was withdrawn since this ingest began: one that slept may not bring it back."""
         gone = suppressed.subjects(self._lake)
-        refused = {id(source) for source, claim in events if claim is not None and claim.row["subject_id"] in gone}
+        claims = [(source, claim.row) for source, claim in events if claim is not None] if gone else []
+        samples = variants.samples_of(self._lake, (row["array"] or "" for _, row in claims))
+        with_them = {path for path, ids in samples.items() if ids is None or not ids.isdisjoint(gone)}
+        refused = {id(s) for s, row in claims if row["subject_id"] in gone or row["array"] in with_them}
         self.counts.withdrawn += len(refused)
         return [(source, claim) for source, claim in events if id(source) not in refused]
 

@@ -147,6 +147,17 @@ class SourceReader:
             raise ItemError("unreadable", "it changed while it was read; ingest again when it is whole")
         return Read(task.open, claims, decoded)
 
+    def _allowed(self, source: Source, decoded: Decoded) -> Decoded:
+        """Without what is of withdrawn subjects in an archive. Raises ItemError where nothing is left."""
+        if not self.withdrawn or not any("within" in entry for entry in decoded.entries):
+            return decoded
+        where = (self.lake, self.dataset, source)
+        left = [entry for entry in decoded.entries if not rows.is_withdrawn(*where, entry, self.withdrawn)]
+        if not left:
+            decoded.discard()
+            raise ItemError(suppressed.WITHDRAWN, "consent was withdrawn for all that is in it")
+        return replace(decoded, entries=left)
+
     def _decode(
         self, together: Together, paths: list[Path], decoder: Decoder
     ) -> tuple[list[rows.Claim], Decoded | None]:
@@ -154,7 +165,7 @@ class SourceReader:
         parts = tuple(paths) if len(paths) > 1 or together.part_of else ()
         limits = Limits(options.max_item_bytes)
         said = ReadOptions(limits, options.alphabet, options.allow_burned_in, parts)
-        decoded = decoder.decode(paths[0], options.format or together.format, said)
+        decoded = self._allowed(source, decoder.decode(paths[0], options.format or together.format, said))
         more = False
         try:
             claims = rows.store_arrays(self.lake, self.dataset, source, options, decoded, self.recorded)

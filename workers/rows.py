@@ -86,6 +86,18 @@ def store_arrays(
     return claims
 
 
+def is_withdrawn(
+    lake: Lake, dataset: str, source: Source, entry: Mapping[str, Any], gone: suppressed.Suppressed
+) -> bool:
+    """Whether an entry of an archive is of a withdrawn subject: by its subject, what it is derived from, or its key."""
+    subject, parent = source.subject or _text(entry, "subject"), _text(entry, "derived_from")
+    if subject is not None:
+        return lake.subject_id(subject) in gone.subjects
+    if derived_from(lake, dataset, source.said.get("derived_from") or parent) in gone.items:
+        return True
+    return lake.item_id(dataset, _natural_key(source, entry)) in gone.items
+
+
 def sequence_claims(
     lake: Lake, dataset: str, source: Source, options: IngestOptions, decoded: Decoded
 ) -> Iterator[Claim]:
@@ -254,8 +266,10 @@ def _row(
     natural_key = public = _natural_key(source, entry)
     if record_id is not None:
         named = said.get("key") or options.assembly or source.relative
+        named = f"{named}/{entry['within']}" if "within" in entry else named
         natural_key, public = f"{named}\0{record_id}", record_id
-    given = said.get("name") if records == 1 else None  # one name cannot be that of many records
+    one = records == 1 and "within" not in entry
+    given = said.get("name") if one else None  # one name cannot be that of many records
     row: Row = dict.fromkeys(ITEMS.names)
     row |= {
         "item_id": lake.item_id(dataset, natural_key),
@@ -275,7 +289,10 @@ def _row(
 
 def _natural_key(source: Source, entry: Mapping[str, Any]) -> str:
     """The manifest's, else the file's own, else that of the path; with what tells the item from the file's others."""
-    return str(source.said.get("key") or entry.get("key") or source.natural_key) + str(entry["suffix"])
+    given, own = source.said.get("key"), _text(entry, "key")
+    if "within" in entry and (given or not own):
+        return f"{given or source.natural_key}/{own or entry['within']}{entry['suffix']}"
+    return str(given or own or source.natural_key) + str(entry["suffix"])
 
 
 def _text(entry: Mapping[str, Any], name: str) -> str | None:

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -343,6 +344,17 @@ def vcf() -> list[bytes]:
     head = "##fileformat=VCFv4.2\n##contig=<ID=1,length=99>\n" + head + "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
     rows = "1\t5\trs1\tA\tC,<DEL>\t3\tPASS\tAC=1,2;AF=.,0.5;DB\tGT:AD:GQ\t0|2:1,2,3:5\t./.:.:.\n1\t6\t.\tT\tT[1:5[\t.\tq\tSVTYPE=BND\tGT\t1\t0/1/1\n"
     return [f"{head}\tFORMAT\tS1\tS2\n{rows}".encode(), f"{head}\n1\t5\t.\tA\tG\t.\t.\t.\n".encode()]
+
+
+def zips() -> list[bytes]:
+    made = []
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            for number, data in enumerate([nifti()[0], fasta()[0], dicoms()[0]]):
+                archive.writestr(f"folder/{number}", data)
+        made.append(buffer.getvalue())
+    return made
 
 
 def npy() -> list[bytes]:
@@ -759,6 +771,7 @@ TARGETS: dict[str, Target] = {
     "genbank": Target(genbank, source),
     "structure": Target(structure, source),
     "vcf": Target(vcf, in_child),
+    "zip": Target(zips, source),
     "vcf.gz": Target(lambda: [gzip.compress(one, 1, mtime=0) for one in vcf()], in_child, within_gzip),
     "npy": Target(npy, source),
     "png": Target(lambda: picture("PNG", ["L", "RGB", "P", "RGBA", "1", "I;16"]), source, with_png_sums),

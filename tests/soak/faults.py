@@ -27,7 +27,7 @@ CARE_POINTS = {
     "sweep": ("sweep-begin", "sweep-fenced", "sweep-forgotten", "sweep-removed", "sweep-removing"),
     "compact": ("compact-begin", "compact-committed", "compact-recorded", "compact-written"),
     "withdraw": (
-        "withdraw-checkpoint", "withdraw-datasets", "withdraw-found", "withdraw-items", "withdraw-outputs",
+        "withdraw-checkpoint", "withdraw-datasets", "withdraw-end", "withdraw-found", "withdraw-items", "withdraw-outputs",
         "withdraw-packed", "withdraw-rewritten", "withdraw-rows", "withdraw-runs", "withdraw-suppressed",
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from . import source
 
 BUILT_IN = (
     "nifti", "dicom", "nrrd", "metaimage", "edf", "brainvision", "eeglab", "fif", "fasta", "genbank", "structure", "variants",
-    "stack", "image", "tiff",
+    "stack", "image", "tiff", "zip",
 )  # fmt: skip
 GROUP = "diastole.readers"
 HEAD_BYTES = 4096
@@ -87,7 +87,7 @@ class Reader(Protocol):
         line [record id, length, letters that occur, attributes] for each, in the order of their letters in `file`.
         What the parent makes keyed hashes of, or shifts, may be there too: `key` (natural key, instead of the path),
         `subject`, `session`, `acquired_at` (ISO 8601), `derived_from` (natural key of an item of the same dataset); and
-        `laterality` (L, R, B), which is kept.
+        `laterality` (L, R, B), which is kept. An archive says of an item what in it it is from, as `within`.
         `variants` has, instead of `file`, `arrays`: by the names of VCF Zarr {`file`, `dimensions`, and of texts `text`}, and
         `samples`, a file with the name of one sample as a JSON string on each line.
         `images` has (N, C, H, W) in `file`, and `numbered`: whether image n is an item of its own name, `#n`; its `meta` is

@@ -9,7 +9,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from . import Limits, Part, ReadOptions, source, volumes
+from . import Limits, Part, ReadOptions, lean, source, volumes
 
 name = "nifti"
 
@@ -105,7 +105,7 @@ def _kind(head: bytes) -> tuple[int, str, bytes] | None:
 
 def _header(path: Path) -> _Header:
     """The header, its dimensions and type checked. Raises ItemError."""
-    nibabel = _nibabel()
+    nibabel = lean.nibabel()
     head = source.head(path, _HEADER_BYTES)
     kind = _kind(head)
     if kind is None:
@@ -167,10 +167,3 @@ def _geometry(header: _Header) -> tuple[dict[str, Any], str]:
         step = float(fields["pixdim"][4]) * _SECONDS.get(time, math.nan)  # NaN for Hz, ppm and rad/s
         meta["time_step"] = round(step, 9) if math.isfinite(step) and step > 0 else None
     return meta, affine_from
-
-
-def _nibabel() -> Any:
-    """Imported where it is needed, so that naming the formats stays fast; Any, since its functions are not typed."""
-    import nibabel
-
-    return nibabel

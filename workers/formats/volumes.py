@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from . import Limits, Part, ReadOptions, beside, source
+from . import Limits, Part, ReadOptions, beside, lean, source
 from .image import entry as image_entry
 from .stack import DTYPES as IMAGE_DTYPES
 
@@ -178,7 +177,7 @@ def millimetres(unit: str) -> float | None:
 
 def geometry(affine: np.ndarray, *, oriented: bool) -> dict[str, Any]:
     """`spacing`, `orientation` (None unless `oriented`) and `affine` of a voxel to RAS mm affine. Raises ItemError."""
-    nibabel: Any = import_module("nibabel")  # its functions are not typed
+    nibabel = lean.nibabel()
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise ItemError("header_lies", "its affine is singular or not finite, so its voxels have no size")
     axes = nibabel.aff2axcodes(affine)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,43 @@ def read(path: Path, limit: int, *, whole: bool = True, tags: Sequence[str] | No
 _AT_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
+_ALIKE = frozenset(("AS", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US"))
+"""VRs whose values are told from their bytes alone, whatever the character set."""
+_SHORT = 256
+
+
 def value(dataset: Any, keyword: str) -> Any:
-    """A value, None where it is absent, empty or not what its VR says."""
+    """A value, None where it is absent, empty or not what its VR says.
+
+    The slices of a series mostly say the same: a short value is converted once for all that have its bytes.
+    """
+    tag, vr = _known(keyword)
     try:
-        found = dataset.get(keyword)
+        if tag not in dataset:
+            return None
+        raw = dataset.get_item(tag)
+        if getattr(raw, "is_raw", False) and (raw.VR or vr) in _ALIKE and 0 < raw.length <= _SHORT:
+            found = _converted(raw._replace(value_tell=0))
+        else:
+            found = dataset[tag].value
     except RecursionError as error:
         raise ItemError("header_lies", "its sequences are nested deeper than any are") from error
     except Exception:  # noqa: BLE001 - the value is damaged, and pydicom raises classes of many kinds
         return None
     return None if found is None or found == "" else found
+
+
+@cache
+def _known(keyword: str) -> tuple[Any, str]:
+    """Tag and VR of an element of the standard's dictionary."""
+    pydicom = library()
+    tag = pydicom.tag.Tag(keyword)
+    return tag, pydicom.datadict.dictionary_VR(tag)
+
+
+@lru_cache(maxsize=4096)
+def _converted(raw: Any) -> Any:
+    return library().dataelem.convert_raw_data_element(raw).value
 
 
 def text(dataset: Any, keyword: str) -> str | None:
@@ -144,6 +173,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+@cache
 def library() -> Any:
     """pydicom, imported where it is needed; values that break their rules are read, and say nothing."""
     import logging

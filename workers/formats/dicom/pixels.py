@@ -6,10 +6,10 @@ out as RGB: palettes are looked up, YBR is converted. Of what a frame claims of 
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -66,6 +66,8 @@ class Layout:
     dtype: np.dtype[Any]  # likewise, little-endian
     bits_stored: int
     photometric: str
+    at: int | None = None
+    """Byte of the file at which its frames begin, one after the other, where they need no decoder."""
 
     @property
     def frame_bytes(self) -> int:
@@ -94,7 +96,9 @@ def layout(file: File, limits: Limits) -> Layout:
     if opened.pixels.keyword == "PixelData" and high is not None and high != stored - 1:
         raise ItemError("unsupported", "its values do not begin at the lowest bit; convert it")
     channels = 3 if photometric == _PALETTE else samples
-    made = Layout(rows, columns, channels, frames, _dtype(file, allocated), stored, photometric)
+    dtype = _dtype(file, allocated)
+    at = _plain_at(file, samples, allocated, photometric)
+    made = Layout(rows, columns, channels, frames, dtype, stored, photometric, at)
     if made.frame_bytes > min(limits.item_bytes, FRAME_BYTES):
         raise ItemError("too_large", f"its header claims a frame of {made.frame_bytes} bytes")
     if made.frame_bytes * frames > limits.item_bytes:
@@ -119,6 +123,9 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
     opened, pixels = file.opened, file.opened.pixels
     if pixels is None:
         raise ItemError("truncated", "it ends before its pixels; copy it again")
+    if made.at is not None:
+        yield from plain_frames(opened.file, made, indices)
+        return
     pydicom = dataset.library()
     coded.add()
     if pixels.length is None:
@@ -152,6 +159,33 @@ def frames(file: File, made: Layout, indices: list[int] | None = None) -> Iterat
             raise ItemError("unreadable", "its pixels cannot be decoded; copy it again, or convert it") from error
     if count < (made.frames if indices is None else len(indices)):
         raise ItemError("truncated", f"it has {count} frames, its header claims {made.frames}; copy it again")
+
+
+def plain_frames(file: IO[bytes], made: Layout, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
+    """As `frames`, of a file whose layout has `at`. As pydicom does, bits beyond those stored are made what they must be.
+
+    Raises ItemError where the file is shorter than it was.
+    """
+    unused = made.dtype.itemsize * 8 - made.bits_stored
+    for index in range(made.frames) if indices is None else indices:
+        frame = np.empty((made.rows, made.columns), made.dtype)
+        file.seek((made.at or 0) + index * made.frame_bytes)
+        if file.readinto(frame.data.cast("B")) != made.frame_bytes:  # type: ignore[attr-defined]
+            raise ItemError("truncated", "it ends before its pixels do; copy it again")
+        if unused:
+            np.left_shift(frame, unused, out=frame)
+            np.right_shift(frame, unused, out=frame)
+        yield frame
+
+
+def _plain_at(file: File, samples: int, allocated: int, photometric: str) -> int | None:
+    """Where whole grey numbers lie in the file itself, as they are in memory."""
+    pixels, syntax = file.opened.pixels, file.opened.syntax
+    if pixels is None or pixels.keyword != "PixelData" or pixels.length is None or syntax not in (IMPLICIT, EXPLICIT):
+        return None
+    grey = samples == 1 and photometric in _GREY and allocated in (8, 16, 32)
+    signed = dataset.integer(file.header, "PixelRepresentation")
+    return pixels.offset if grey and signed in (0, 1) and file.opened.little else None
 
 
 def _check_kind(samples: int, allocated: int, photometric: str) -> None:

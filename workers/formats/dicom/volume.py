@@ -12,7 +12,7 @@ import numpy as np
 
 from diastole.lake.errors import ItemError
 
-from .. import Limits
+from .. import Limits, lean
 from . import dataset, pixels, series
 from .pixels import Layout
 from .slices import Slice
@@ -33,11 +33,11 @@ class Voxels:
 
     def put(self, place: int, data: np.ndarray) -> None:
         """Write the slice (y, x) at a place, counted through time and z."""
-        raw = np.ascontiguousarray(data, self.dtype).tobytes()
-        if len(raw) != self._slice:
+        raw = np.ascontiguousarray(data, self.dtype).data.cast("B")
+        if raw.nbytes != self._slice:
             raise ItemError("header_lies", "its slices differ in shape")
         done = 0
-        while done < len(raw):
+        while done < raw.nbytes:
             done += os.pwrite(self._out.fileno(), raw[done:], self._at + place * self._slice + done)
 
     def close(self) -> None:
@@ -59,11 +59,25 @@ def digests(paths: Sequence[Path], limits: Limits) -> series.Digest:
     """A hash of the pixels of a slice, which is read again for that."""
 
     def digest(one: Slice) -> str:
-        with dataset.read(paths[one.file], limits.item_bytes + pixels.EXTRA_BYTES) as file:
-            [frame] = pixels.frames(file, one.layout, [one.frame])
+        with _frames(paths[one.file], one.layout, limits, [one.frame]) as found:
+            [frame] = found
             return hashlib.sha256(frame.data).hexdigest()
 
     return digest
+
+
+@contextmanager
+def _frames(
+    path: Path, layout: Layout, limits: Limits, indices: list[int] | None = None
+) -> Iterator[Iterator[np.ndarray]]:
+    """Frames of a file whose header was read before: not again where they lie there as they are. Raises ItemError."""
+    if layout.at is not None:
+        with path.open("rb", buffering=0) as plain:
+            yield pixels.plain_frames(plain, layout, indices)
+        return
+    tags = pixels.GREY_TAGS if layout.channels == 1 else None
+    with dataset.read(path, limits.item_bytes + pixels.EXTRA_BYTES, tags=tags) as file:
+        yield pixels.frames(file, layout, indices)
 
 
 def write(
@@ -85,9 +99,9 @@ def write(
     non_finite = 0
     with voxels(out, shape, dtype) as made:
         for number, wanted in sorted(places.items()):
-            with dataset.read(paths[number], limits.item_bytes + pixels.EXTRA_BYTES, tags=pixels.GREY_TAGS) as file:
-                layout: Layout = next(iter(wanted.values()))[1].layout
-                for frame, data in enumerate(pixels.frames(file, layout)):
+            layout: Layout = next(iter(wanted.values()))[1].layout
+            with _frames(paths[number], layout, limits) as found:
+                for frame, data in enumerate(found):
                     if frame not in wanted:
                         continue
                     place, one = wanted[frame]
@@ -106,7 +120,7 @@ def write(
 
 def meta(affine: np.ndarray, rescale: tuple[float, float], said: Mapping[str, Any], *, known: bool) -> dict[str, Any]:
     """`meta` for write_volume."""
-    nibabel = _nibabel()
+    nibabel = lean.nibabel()
     made: dict[str, Any] = {
         "spacing": [round(float(size), 6) for size in nibabel.affines.voxel_sizes(affine)],
         "orientation": "".join(nibabel.aff2axcodes(affine)) if known else None,
@@ -116,13 +130,6 @@ def meta(affine: np.ndarray, rescale: tuple[float, float], said: Mapping[str, An
     if "fourth_axis" in said:
         made["time_step"] = _time_step(said)
     return made
-
-
-def _nibabel() -> Any:
-    """Imported where it is needed; Any, since its functions are not typed."""
-    import nibabel
-
-    return nibabel
 
 
 def _time_step(said: Mapping[str, Any]) -> float | None:
