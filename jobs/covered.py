@@ -11,7 +11,7 @@ import pyarrow as pa
 from ..lake import statistics, suppressed
 from ..lake.database import ROWS, Spool
 from ..lake.layout import Lake
-from .holdings import holdings
+from .holdings import item_rows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,7 +36,7 @@ COVERED = pa.schema(
 
 def covered_digest(lake: Lake, dataset: str, by: str | None = None) -> str:
     """The digest of statistics over the dataset as it is now. Raises LakeError where there is no such dataset."""
-    with _allowed(lake, dataset) as connection:
+    with _allowed(lake, dataset, by) as connection:
         return _digest(connection, by)
 
 
@@ -44,12 +44,9 @@ def covered_digest(lake: Lake, dataset: str, by: str | None = None) -> str:
 def covered(lake: Lake, dataset: str, by: str | None = None) -> Iterator[tuple[str, pa.Table]]:
     """(digest of the statistics, the items: COVERED, those of one pack together). The table ends with the context."""
     with Spool(COVERED) as spool:
-        with _allowed(lake, dataset) as connection:
+        with _allowed(lake, dataset, by) as connection:
             name = _digest(connection, by)
-            for batch in _batches(connection, f"""
-                select item_id, "array", "row", content_digest, kind, modality, {_site(by)} as site, nbytes from allowed
-                order by "array", "row", item_id
-            """):  # noqa: S608 - ours  # fmt: skip
+            for batch in _batches(connection, 'select * from allowed order by "array", "row", item_id'):
                 spool.write_table(pa.Table.from_batches([batch]))
         yield name, spool.table()
 
@@ -71,23 +68,25 @@ def cuts(items: pa.Table) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def _allowed(lake: Lake, dataset: str) -> Iterator["DuckDBPyConnection"]:
+def _allowed(lake: Lake, dataset: str, by: str | None) -> Iterator["DuckDBPyConnection"]:
     gone = suppressed.read(lake)
-    with holdings(lake, dataset) as connection:
+    with item_rows(lake, dataset) as connection:
         connection.register("withdrawn", pa.table({"id": pa.array(sorted(gone.subjects | gone.items), pa.string())}))
-        connection.execute("""
-            create temp view allowed as select * from live where "array" is not null and content_digest is not null
+        connection.execute(f"""
+            create temp table allowed as
+            select item_id, "array", "row", content_digest, kind, modality, {_site(by)} as site, nbytes from items
+            where state = 'live' and "array" is not null and content_digest is not null
               and coalesce(subject_id not in (select id from withdrawn), true)
               and item_id not in (select id from withdrawn)
-        """)
+        """)  # noqa: S608 - ours
         yield connection
 
 
 def _digest(connection: "DuckDBPyConnection", by: str | None) -> str:
-    query = f"""
-        select content_digest || '/' || coalesce(modality, '') || '/' || coalesce({_site(by)}, '') || chr(10) as line
+    query = """
+        select content_digest || '/' || coalesce(modality, '') || '/' || coalesce(site, '') || chr(10) as line
         from allowed order by 1
-    """  # noqa: S608 - ours
+    """
     running = hashlib.sha256()
     for batch in _batches(connection, query):
         running.update("".join(batch["line"].to_pylist()).encode())

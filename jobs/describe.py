@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ..lake import quarantine
 from ..lake.layout import Lake
-from .holdings import FIELDS, GROUP, MEASURES, holdings, rows_of
+from .holdings import FIELDS, GROUP, MEASURES, field_column, holdings, item_rows, measure_column, rows_of
 from .outliers import Outlier, find
 from .sound import Unsound, unsound_rows
 
@@ -60,30 +60,29 @@ class Description:
 def describe(lake: Lake, dataset: str) -> Description:
     """Look at a dataset. Raises LakeError where there is none of that name."""
     with holdings(lake, dataset) as connection:
-        states = rows_of(connection, "select coalesce(state, 'unknown'), count(*) from items group by 1 order by 1")
+        states = rows_of(connection, "select coalesce(state, 'unknown'), count(*) from held group by 1 order by 1")
         [(subjects, sessions)] = rows_of(
             connection, "select count(distinct subject_id), count(distinct session_id) from live"
         )
         query = f"select {GROUP}, count(*), sum(nbytes) from live group by all order by all"  # noqa: S608 - ours
         groups = {(m, k): Group(m, k, n, int(size or 0)) for m, k, n, size in rows_of(connection, query)}
-        for name, value in FIELDS.items():
-            _count(connection, groups, name, value)
+        for name in FIELDS:
+            _count(connection, groups, name)
         logs: dict[tuple[str | None, str, str], tuple[np.ndarray, np.ndarray]] = {}
-        for name, value in MEASURES.items():
-            for (modality, kind), (bins, counts) in _measure(connection, groups, name, value).items():
+        for name in MEASURES:
+            for (modality, kind), (bins, counts) in _measure(connection, groups, name).items():
                 logs[modality, kind, name] = bins, counts
         outliers = find(connection, logs)
+    with item_rows(lake, dataset) as connection:
         unsound = unsound_rows(connection, dataset)
     return Description(
         dataset, dict(states), subjects, sessions, list(groups.values()), outliers, unsound, _quarantined(lake, dataset)
     )
 
 
-def _count(
-    connection: "DuckDBPyConnection", groups: dict[tuple[str | None, str], Group], name: str, value: str
-) -> None:
+def _count(connection: "DuckDBPyConnection", groups: dict[tuple[str | None, str], Group], name: str) -> None:
     query = f"""
-        with named as (select {GROUP}, {value} as v from live),
+        with named as (select {GROUP}, {field_column(name)} as v from live),
           counted as (select {GROUP}, v, count(*) as n from named where v is not null group by all)
         select *, count(*) over (partition by {GROUP}) from counted
         qualify row_number() over (partition by {GROUP} order by n desc, v) <= {MOST} order by {GROUP}, n desc, v
@@ -96,11 +95,11 @@ def _count(
 
 
 def _measure(
-    connection: "DuckDBPyConnection", groups: dict[tuple[str | None, str], Group], name: str, value: str
+    connection: "DuckDBPyConnection", groups: dict[tuple[str | None, str], Group], name: str
 ) -> dict[tuple[str | None, str], tuple[np.ndarray, np.ndarray]]:
     """Fill in a measure's summary; by group the logarithms, ascending, and how often each occurs."""
     query = f"""
-        with measured as (select {GROUP}, cast({value} as double) as v from live)
+        with measured as (select {GROUP}, {measure_column(name)} as v from live)
         select {GROUP}, round(ln(v), {DIGITS}) as b, min(v), max(v), count(*) from measured
         where v > 0 and isfinite(v) group by all order by {GROUP}, b
     """  # noqa: S608 - ours

@@ -23,7 +23,6 @@ KIND = """case when sequence is not null then 'sequence' when signal is not null
     when geometry is not null and geometry.affine is not null then 'volume'
     when len(shape) = 3 then 'slide' when len(shape) = 2 then 'contours' else 'volume' end"""
 """What an item is, told from its row."""
-LIVE = f"create temp view live as select *, {KIND} as kind from items where state = 'live'"  # noqa: S608 - ours
 GROUP = "modality, kind"
 """Items are compared with those of the same modality and kind."""
 
@@ -59,21 +58,61 @@ MEASURES = {
 """What is measured: positive numbers. An extent is that of the field of view, from edge to edge."""
 
 
+COLUMNS = (
+    "item_id", "subject_id", "session_id", "modality", "array", "row", "shape", "dtype", "nbytes", "content_digest", "geometry",
+    "signal", "sequence", "site", "laterality", "licence", "permitted_use", "state",
+)  # fmt: skip
+"""Of the items table, what is looked at."""
+BATCH_ROWS = 16_384
+AHEAD = 2
+"""Batches that are read ahead: by its own settings, Arrow holds a million rows."""
+
+
 @contextmanager
-def holdings(lake: Lake, dataset: str) -> Iterator["DuckDBPyConnection"]:
-    """A database with `items`, all of them, and `live`. Raises LakeError where there is no such dataset."""
+def item_rows(lake: Lake, dataset: str) -> Iterator["DuckDBPyConnection"]:
+    """A database with `items`: COLUMNS and `kind`, which can be looked at once. Raises LakeError where there is no such
+    dataset, EnvironmentFailure where it cannot be read.
+    """
     import duckdb
 
     path = lake.dataset(dataset, "items")
     table = open_items(lake, dataset)
     try:
         with delta.storage(path), database() as connection:
-            connection.register("items", delta.dataset(table))
-            connection.execute(LIVE)
+            scanner = delta.dataset(table).scanner(
+                list(COLUMNS), batch_size=BATCH_ROWS, batch_readahead=AHEAD, fragment_readahead=1
+            )
+            connection.register("stored", scanner.to_reader())
+            connection.execute(f"create temp view items as select *, {KIND} as kind from stored")  # noqa: S608 - ours
             yield connection
     except duckdb.Error as error:
         first = str(error).strip().splitlines()[0]
         raise EnvironmentFailure(f"items of {dataset} cannot be read: {first}") from None
+
+
+@contextmanager
+def holdings(lake: Lake, dataset: str) -> Iterator["DuckDBPyConnection"]:
+    """A database with `held`, what is asked of each item by the names in FIELDS and MEASURES, and `live`, those that are.
+
+    It goes to a temporary file where it is large. Raises as `item_rows`.
+    """
+    asked = [f"{value} as {field_column(name)}" for name, value in FIELDS.items()]
+    asked += [f"cast({value} as double) as {measure_column(name)}" for name, value in MEASURES.items()]
+    with item_rows(lake, dataset) as connection:
+        named = f"item_id, subject_id, session_id, state, nbytes, {GROUP}, {', '.join(asked)}"
+        connection.execute(f"create temp table held as select {named} from items")  # noqa: S608 - ours
+        connection.execute("create temp view live as select * from held where state = 'live'")
+        yield connection
+
+
+def field_column(name: str) -> str:
+    """The column of one of FIELDS in `held`."""
+    return f"field_{name}"
+
+
+def measure_column(name: str) -> str:
+    """The column of one of MEASURES in `held`."""
+    return f"measure_{name}"
 
 
 def rows_of(connection: "DuckDBPyConnection", query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from .holdings import FIELDS, GROUP, MEASURES, registered, rows_of
+from .holdings import GROUP, MEASURES, field_column, measure_column, registered, rows_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -82,7 +82,7 @@ def _far(connection: "DuckDBPyConnection", name: str, logs: Logs) -> Outlier | N
     registered(connection, "bounds", rows, _BOUNDS)
     query = f"""
         select item_id, v, cast(printf('%.4g', exp(middle)) as double) as usual, abs(ln(v) - middle) as off from
-          (select item_id, {GROUP}, cast({MEASURES[name]} as double) as v from live) live
+          (select item_id, {GROUP}, {measure_column(name)} as v from live) live
           join bounds on {_SAME.format("bounds")}
         where v > 0 and isfinite(v) and (ln(v) < low or ln(v) > high)
     """  # noqa: S608 - ours
@@ -91,7 +91,7 @@ def _far(connection: "DuckDBPyConnection", name: str, logs: Logs) -> Outlier | N
 
 def _rare(connection: "DuckDBPyConnection", name: str) -> Outlier | None:
     query = f"""
-        with named as (select {GROUP}, {FIELDS[name]} as v from live),
+        with named as (select {GROUP}, {field_column(name)} as v from live),
           counted as (select {GROUP}, v, count(*) as n from named where v is not null group by all), most as (
           select {GROUP}, max(n) as most, sum(n) as whole, arg_max(v, n) as usual from counted group by all)
         select counted.*, usual from counted join most on counted.modality is not distinct from most.modality
@@ -103,7 +103,7 @@ def _rare(connection: "DuckDBPyConnection", name: str) -> Outlier | None:
         return None
     query = f"""
         select item_id, live.v, usual, -n as off from
-          (select item_id, {GROUP}, {FIELDS[name]} as v from live) live
+          (select item_id, {GROUP}, {field_column(name)} as v from live) live
           join rare on {_SAME.format("rare")} and live.v = rare.v
     """  # noqa: S608 - ours
     return _told(connection, "rare", name, query)
@@ -112,18 +112,18 @@ def _rare(connection: "DuckDBPyConnection", name: str) -> Outlier | None:
 def _no_orientation(connection: "DuckDBPyConnection") -> Outlier | None:
     query = """
         select item_id, null as v, null as usual, 0 as off from live
-        where kind = 'volume' and (geometry is null or geometry.orientation is null)
+        where kind = 'volume' and field_orientation = 'unknown'
     """
     return _told(connection, "no_orientation", "orientation", query)
 
 
 def _extent(connection: "DuckDBPyConnection") -> Outlier | None:
     low, high = PLAUSIBLE_MM
-    sides = ", ".join(f"coalesce({MEASURES[f'extent_{axis}_mm']}, 0)" for axis in "xyz")
+    sides = ", ".join(f"coalesce({measure_column(f'extent_{axis}_mm')}, 0)" for axis in "xyz")
     query = f"""
         select item_id, v, '{low:g}–{high:g}' as usual, abs(ln(v / {high})) as off from (
           select item_id, greatest({sides}) as v from live
-          where modality in {SCANS} and geometry.spacing is not null and shape is not null)
+          where modality in {SCANS} and kind in ('volume', 'image'))
         where v > 0 and not (v between {low} and {high})
     """  # noqa: S608 - ours
     return _told(connection, "implausible_extent", "extent_mm", query)

@@ -11,7 +11,7 @@ from ..lake import arrays
 from ..lake.database import ROWS
 from ..lake.errors import EnvironmentFailure, ItemError, LakeError
 from ..lake.layout import Lake
-from .holdings import holdings
+from .holdings import item_rows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -76,12 +76,12 @@ class Unsound:
 
 
 def unsound_rows(connection: "DuckDBPyConnection", dataset: str) -> list[Unsound]:
-    """Rows of `live` that cannot be, MOST at most."""
-    selects = [
-        f"select item_id, '{code}' as code from live where {condition}"  # noqa: S608 - ours
-        for code, (condition, _) in RULES.items()
-    ]
-    query = f"{' union all '.join(selects)} order by all limit {MOST}"
+    """Rows of `items` that are live and cannot be, MOST at most: those of the lowest ids."""
+    codes = ", ".join(f"case when {condition} then '{code}' end" for code, (condition, _) in RULES.items())
+    query = f"""
+        select item_id, code from (select item_id, unnest([{codes}]) as code from items where state = 'live')
+        where code is not null order by all limit {MOST}
+    """  # noqa: S608 - ours
     return [Unsound(dataset, item, code, RULES[code][1]) for item, code in connection.execute(query).fetchall()]
 
 
@@ -94,9 +94,10 @@ def unsound(lake: Lake, *, deep: bool) -> tuple[list[Unsound], dict[str, str]]:
     unread: dict[str, str] = {}
     for dataset in lake.datasets():
         try:
-            with holdings(lake, dataset) as connection:
+            with item_rows(lake, dataset) as connection:
                 found += unsound_rows(connection, dataset)
-                if deep:
+            if deep:
+                with item_rows(lake, dataset) as connection:
                     found += islice(_unsound_arrays(lake, connection, dataset), MOST)
         except (LakeError, EnvironmentFailure) as error:
             unread[dataset] = str(error)
@@ -104,7 +105,7 @@ def unsound(lake: Lake, *, deep: bool) -> tuple[list[Unsound], dict[str, str]]:
 
 
 def _unsound_arrays(lake: Lake, connection: "DuckDBPyConnection", dataset: str) -> Iterator[Unsound]:
-    query = 'select item_id, "array", signal, geometry from live where "row" is null and "array" is not null order by item_id'
+    query = 'select item_id, "array", signal, geometry from items where "row" is null and "array" is not null and state = \'live\''
     reader = connection.sql(query).to_arrow_reader(ROWS)
 
     def look(row: Mapping[str, Any]) -> Unsound | None:
