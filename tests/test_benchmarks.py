@@ -44,7 +44,8 @@ def scored(tmp_path_factory):
         yield folder / "cohort", cohort["items"], found
 
 
-@pytest.mark.parametrize("peer", [pytest.param(p, marks=pytest.mark.slow) if p == "raydata" else p for p in PEERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
 def test_a_peer_gives_the_numbers_of_diastole(scored, peer):
     folder, items, wanted = scored
     variant = variants.Variant(peer, peer, PEERS[peer])

@@ -73,6 +73,7 @@ def test_what_is_read_on_ray_is_what_is_read_here(lake, source, ray):
     assert (again.opened, again.unchanged) == (0, 163)
 
 
+@pytest.mark.slow
 def test_readers_that_are_killed_cost_nothing(lake, source, ray):
     over, killed = threading.Event(), []
 

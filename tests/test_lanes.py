@@ -218,7 +218,7 @@ libc.fflush(None)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is what it is about")
-@pytest.mark.parametrize("what", ["run", "tune"])
+@pytest.mark.parametrize("what", ["run", pytest.param("tune", marks=pytest.mark.slow)])
 def test_no_thread_of_a_run_in_this_process_has_an_arena_of_its_own(cohort, tmp_path, what):
     """One that a library's thread got at its import would be given to a lane, and ends at 64 MB."""
     model(cohort)

@@ -115,7 +115,7 @@ def all_slots_are_free():
 
 
 @pytest.mark.fault(1, 2, 3)
-@pytest.mark.parametrize("point", ["mid-shard", pytest.param("after-part", marks=pytest.mark.slow), "after-receipt"])
+@pytest.mark.parametrize("point", ["mid-shard", *(pytest.param(point, marks=pytest.mark.slow) for point in ("after-part", "after-receipt"))])
 @pytest.mark.fault(1, 2, 3)
 def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     made.residues(cohort, batch=2**16)
@@ -155,6 +155,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_its_run_is_finished_by_th
     made.assert_each_once(cohort, 120)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     sequences = made.proteins(40, low=40, high=80)
@@ -169,6 +170,7 @@ def test_an_item_that_kills_its_worker_costs_only_itself(lake, tmp_path):
     made.assert_each_once(lake, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(47)
 def test_a_run_does_not_wait_for_a_worker_that_has_stopped_and_leaves_none_behind(cohort, tmp_path, short):
     made.residues(cohort, batch=2**16)
