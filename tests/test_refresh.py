@@ -128,6 +128,8 @@ def test_nothing_is_gone_where_a_folder_cannot_be_listed(lake, source, monkeypat
     from diastole.workers.compare import Comparison
 
     refresh(lake, "d", [source])
+    for path in source.rglob("*"):
+        path.chmod(0o755)  # whatever the umask is
     (source / "a").chmod(0)
     take_all = Comparison.take_all
 
