@@ -26,6 +26,9 @@ Dates = Annotated[
 BurnedIn = Annotated[
     bool, typer.Option("--allow-burned-in", help="Take pictures that may have names written into their pixels.")
 ]
+EachFile = Annotated[
+    bool, typer.Option("--each-file", help="A file that holds what another does is an item of its own.")
+]
 Decoders = Annotated[int, typer.Option("--workers", min=1, help="Decoders at a time.")]
 On = Annotated[str, typer.Option("--on", help="Where sources are read: local (this process), or ray.")]
 MaxItem = Annotated[float, typer.Option(help="Largest item, decoded, in GB.")]
@@ -51,6 +54,7 @@ def ingest(
     permitted_use: PermittedUse = None,
     dates: Dates = "shift",
     allow_burned_in: BurnedIn = False,
+    each_file: EachFile = False,
     workers: Decoders = 2,
     on: On = "local",
     max_item_gb: MaxItem = 4.0,
@@ -78,6 +82,7 @@ def ingest(
         permitted_use=permitted_use,
         dates=dates,
         allow_burned_in=allow_burned_in,
+        each_file=each_file,
         workers=workers,
         max_item_bytes=int(max_item_gb * 2**30),
         deadline_s=deadline,

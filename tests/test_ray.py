@@ -115,7 +115,9 @@ def all_slots_are_free():
 
 
 @pytest.mark.fault(1, 2, 3)
-@pytest.mark.parametrize("point", ["mid-shard", *(pytest.param(point, marks=pytest.mark.slow) for point in ("after-part", "after-receipt"))])
+@pytest.mark.parametrize(
+    "point", ["mid-shard", *(pytest.param(point, marks=pytest.mark.slow) for point in ("after-part", "after-receipt"))]
+)
 @pytest.mark.fault(1, 2, 3)
 def test_a_worker_that_is_killed_loses_no_item(cohort, tmp_path, short, point):
     made.residues(cohort, batch=2**16)

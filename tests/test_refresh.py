@@ -90,6 +90,15 @@ def test_two_copies_in_one_ingest_are_one_item_whatever_the_number_of_readers(la
     assert (did(report), report.copies) == ((4, 0, 0, 0), 2)
 
 
+def test_each_file_is_an_item_where_that_is_said(lake, source):
+    shutil.copy(source / "a" / "1.fa", source / "copy.fa")
+    options = IngestOptions(each_file=True)
+    assert did(ingest(lake, "d", [source], options)) == (5, 0, 0, 0)
+    shutil.copy(source / "a" / "1.fa", source / "again.fa")
+    report = refresh(lake, "d", [source], options)
+    assert (did(report), report.copies) == ((1, 0, 5, 0), 0)
+
+
 def test_files_of_two_subjects_that_hold_the_same_are_two_items(lake, tmp_path):
     for subject in ("01", "02"):
         fasta(tmp_path / "src" / f"sub-{subject}_seq.fa", "MKVW")

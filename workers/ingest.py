@@ -276,7 +276,7 @@ class _Ingest:
         self._advance(len(opened.rows))
         if opened.keep:
             self._ledger.counts.unchanged += len(self._ledger.items_of(opened.row["source_key"]))
-        original = is_original(task.together) and opened.row["source_digest"] is not None
+        original = not self._options.each_file and is_original(task.together) and bool(opened.row["source_digest"])
         if original and opened.items is None and opened.failure is None and task.known == (None,):
             opened.items = self._digests.get(read.content)  # those of a file that this ingest has read before
         try:

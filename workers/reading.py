@@ -136,7 +136,7 @@ class SourceReader:
             if _is_known(task):
                 task.open.keep = True
                 return Read(task.open)
-            if is_original(task.together) and task.known == (None,):
+            if not self.options.each_file and is_original(task.together) and task.known == (None,):
                 task.open.items = self.twin(task.open.row)
                 if task.open.items is not None:
                     return Read(task.open)

@@ -55,6 +55,8 @@ class IngestOptions:
     """What becomes of times that a source gives: shift (by some days, the same for all of a subject), keep, or drop."""
     allow_burned_in: bool = False
     """Whether pictures may be taken that have, or may have, a patient's name written into their pixels."""
+    each_file: bool = False
+    """Whether a file that holds what another does is an item of its own: blank images, empty masks."""
     workers: int = 2
     """Files decoded at the same time."""
     max_item_bytes: int = 4 * 2**30
@@ -156,6 +158,7 @@ class OptionsDigests:
     def _digest(self, said: Mapping[str, str], whose: tuple[Any, ...], with_limits: bool) -> str:
         options = self._options
         about = [options.format, options.modality, options.alphabet, options.assembly, options.public, options.dates]
+        about.append(options.each_file)
         limits = [options.max_item_bytes, options.deadline_s, options.allow_burned_in] if with_limits else []
         return digest([VERSION, about, options.licence, options.permitted_use, dict(said), list(whose), limits])
 
