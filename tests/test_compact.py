@@ -5,6 +5,7 @@ import signal
 import time
 
 import made
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import worn
@@ -104,7 +105,7 @@ def test_a_compacted_file_has_page_checksums_and_a_flipped_byte_is_found(worn_la
         file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         try:
             pq.ParquetFile(file, page_checksum_verification=True).read()
-        except OSError:
+        except (OSError, pa.ArrowInvalid):  # by its checksum, or where the byte is one of a page's header
             found += 1
     assert found > 0
     assert [wrong for _, wrong in integrity.check(worn_lake, deep=True)] == ["bytes changed since they were written"]
