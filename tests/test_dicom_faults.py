@@ -214,3 +214,28 @@ def test_a_palette_in_segments_is_refused_or_read_but_never_guessed(tmp_path):
     header.save_as(buffer)
     (tmp_path / "a").write_bytes(buffer.getvalue())
     assert outcome(tmp_path / "a", tmp_path / "out") == "unsupported"
+
+
+@pytest.mark.fault(34)
+@pytest.mark.parametrize(
+    ("keyword", "vr", "words"),
+    [
+        ("RescaleSlope", b"DS", b"1x"),
+        ("RescaleIntercept", b"DS", b"-10x4"),
+        ("PixelSpacing", b"DS", b"0.6x"),
+        ("ImagePositionPatient", b"DS", b"1\\2"),
+        ("ImageOrientationPatient", b"DS", b"1\\0"),
+        ("SliceThickness", b"DS", b"?"),
+    ],
+)
+def test_what_says_what_values_and_places_mean_is_never_left_out_where_it_is_damaged(tmp_path, keyword, vr, words):
+    """Else a CT whose intercept has one bad byte would be 1024 Hounsfield units off, and nobody told."""
+    data = dicoms.packaged("CT_small.dcm").read_bytes()
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    at = data.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr)
+    [length] = struct.unpack("<H", data[at + 6 : at + 8])
+    (tmp_path / "f").write_bytes(data[: at + 8] + words.ljust(length)[:length] + data[at + 8 + length :])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ItemError, match=f"its {keyword} is not what it has to be") as caught:
+        dicom.read(tmp_path / "f", tmp_path / "out", ALLOWED)
+    assert caught.value.code == "header_lies"

@@ -137,6 +137,26 @@ def numbers(dataset: Any, keyword: str, count: int | None = None) -> tuple[float
     return made
 
 
+def measured(dataset: Any, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
+    """As `numbers`, of an element that says what values or places mean: None where it is absent or empty.
+
+    Raises ItemError where it is there and is something else: without it the item would be another.
+    """
+    found = numbers(dataset, keyword, count)
+    if found is None and _is_filled(dataset, keyword):
+        raise ItemError("header_lies", f"its {keyword} is not what it has to be; copy it again")
+    return found
+
+
+def _is_filled(dataset: Any, keyword: str) -> bool:
+    """Whether an element is there and not empty."""
+    tag, _ = _known(keyword)
+    if tag not in dataset:
+        return False
+    found = dataset.get_item(tag).value
+    return bool(found.strip(b" \0")) if isinstance(found, bytes) else found is not None and str(found) != ""
+
+
 def number(dataset: Any, keyword: str) -> float | None:
     """One finite number."""
     found = numbers(dataset, keyword, 1)

@@ -48,8 +48,8 @@ def _turn(layout: Layout) -> int:
 
 def _values(header: Any, layout: Layout) -> dict[str, Any]:
     """How the stored numbers give the file's values, and which number is padding."""
-    slope, intercept = (dataset.number(header, k) for k in ("RescaleSlope", "RescaleIntercept"))
-    scale = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    slope, intercept = (dataset.measured(header, k, 1) for k in ("RescaleSlope", "RescaleIntercept"))
+    scale = (1.0 if slope is None else slope[0], 0.0 if intercept is None else intercept[0])
     padding = dataset.integer(header, "PixelPaddingValue")
     dark = layout.photometric == "MONOCHROME1"
     said: dict[str, Any] = {"value_table": True} if "ModalityLUTSequence" in header else {}
@@ -66,7 +66,7 @@ def _values(header: Any, layout: Layout) -> dict[str, Any]:
 def _spacing(header: Any) -> tuple[list[float] | None, str | None]:
     """[x, y] in mm of a pixel, and which element says so. Of the detector only where nothing is known of the patient."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        found = dataset.numbers(header, keyword, 2)
+        found = dataset.measured(header, keyword, 2)
         if found is not None and min(found) > 0:
             return [found[1], found[0]], keyword
     regions = dataset.items(header, "SequenceOfUltrasoundRegions")

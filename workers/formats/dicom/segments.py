@@ -43,7 +43,10 @@ def write(file: File, layout: Layout, folder: Path, start: str, limits: Limits) 
         raise ItemError("too_large", f"its {volumes} volumes are more than max_item_bytes")
     rescale = (1.0, 0.0)
     if kind == "FRACTIONAL":
-        rescale = (1.0 / (dataset.number(header, "MaximumFractionalValue") or 255.0), 0.0)
+        most = dataset.measured(header, "MaximumFractionalValue", 1)
+        if most is None or most[0] <= 0:
+            raise ItemError("header_lies", "it does not say which of its numbers means: wholly of the segment")
+        rescale = (1.0 / most[0], 0.0)
     for chosen in [[number] for number in numbers] if apart else [numbers]:
         name = f"{start}segments-{chosen[0]}.npy" if apart else f"{start}segments.npy"
         _fill(file, layout, folder / name, [(p, f) for p, f in zip(places, frames, strict=True) if f.segment in chosen],

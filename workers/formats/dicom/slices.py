@@ -72,21 +72,20 @@ def _plain(header: Any, number: int, index: int, layout: Layout, position: tuple
     if "ModalityLUTSequence" in header:
         raise ItemError("unsupported", "its values stand for others by a table (modality LUT); apply it first")
     detector = dataset.first(header, "DetectorInformationSequence")
-    orientation = dataset.numbers(header, "ImageOrientationPatient", 6)
+    orientation = dataset.measured(header, "ImageOrientationPatient", 6)
     if orientation is None and detector is not None:
-        orientation = dataset.numbers(detector, "ImageOrientationPatient", 6)
-    slope, intercept = dataset.number(header, "RescaleSlope"), dataset.number(header, "RescaleIntercept")
-    dose = dataset.number(header, "DoseGridScaling")
+        orientation = dataset.measured(detector, "ImageOrientationPatient", 6)
+    dose = _one(header, "DoseGridScaling")
     return Slice(
         number,
         index,
         layout,
         position,
         _orthonormal(orientation),
-        _spacing(dataset.numbers(header, "PixelSpacing", 2)),
-        dataset.number(header, "SpacingBetweenSlices"),
-        dataset.number(header, "SliceThickness"),
-        _rescale(slope, intercept) if dose is None else _rescale(dose, 0.0),
+        _spacing(dataset.measured(header, "PixelSpacing", 2)),
+        _one(header, "SpacingBetweenSlices"),
+        _one(header, "SliceThickness"),
+        _rescale(header) if dose is None else (_slope(dose), 0.0),
         None,
         dataset.texts(header, "ImageType"),
         _marks(header),
@@ -97,14 +96,14 @@ def _offsets(header: Any, layout: Layout) -> list[tuple[float, ...] | None] | No
     """Positions of the frames of a file without functional groups: a dose grid, a tomogram of nuclear medicine, one slice."""
     detector = dataset.first(header, "DetectorInformationSequence")
     holder = header if "ImagePositionPatient" in header or detector is None else detector
-    first = dataset.numbers(holder, "ImagePositionPatient", 3)
+    first = dataset.measured(holder, "ImagePositionPatient", 3)
     if layout.frames == 1:
         return [first]
-    along = _orthonormal(dataset.numbers(holder, "ImageOrientationPatient", 6))
+    along = _orthonormal(dataset.measured(holder, "ImageOrientationPatient", 6))
     if first is None or along is None:
         return None
     across = np.cross(along[:3], along[3:])
-    offsets = dataset.numbers(header, "GridFrameOffsetVector")
+    offsets = dataset.measured(header, "GridFrameOffsetVector")
     if offsets is not None:
         if len(offsets) != layout.frames:
             raise ItemError("header_lies", f"it has {len(offsets)} frame offsets and claims {layout.frames} frames")
@@ -115,7 +114,7 @@ def _offsets(header: Any, layout: Layout) -> list[tuple[float, ...] | None] | No
                 raise ItemError("header_lies", "its frame offsets do not begin where its first frame lies")
             return [(first[0], first[1], offset) for offset in offsets]
     else:
-        between = dataset.number(header, "SpacingBetweenSlices")
+        between = _one(header, "SpacingBetweenSlices")
         if between is None:
             return None
         offsets = tuple(between * index for index in range(layout.frames))
@@ -130,10 +129,6 @@ def _enhanced(header: Any, shared: Any, own: Any, number: int, index: int, layou
     measures, transform = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
     plane, turned = group("PlanePositionSequence"), group("PlaneOrientationSequence")
     holder = measures if measures is not None else header
-    slope, intercept = (
-        (dataset.number(transform, keyword) if transform is not None else None)
-        for keyword in ("RescaleSlope", "RescaleIntercept")
-    )
     frame_type = next(
         (found for name in _FRAME_TYPES if (found := group(name)) is not None),
         None,
@@ -143,12 +138,12 @@ def _enhanced(header: Any, shared: Any, own: Any, number: int, index: int, layou
         number,
         index,
         layout,
-        None if plane is None else dataset.numbers(plane, "ImagePositionPatient", 3),
-        _orthonormal(None if turned is None else dataset.numbers(turned, "ImageOrientationPatient", 6)),
-        _spacing(dataset.numbers(holder, "PixelSpacing", 2)),
-        dataset.number(holder, "SpacingBetweenSlices"),
-        dataset.number(holder, "SliceThickness"),
-        _rescale(slope, intercept),
+        None if plane is None else dataset.measured(plane, "ImagePositionPatient", 3),
+        _orthonormal(None if turned is None else dataset.measured(turned, "ImageOrientationPatient", 6)),
+        _spacing(dataset.measured(holder, "PixelSpacing", 2)),
+        _one(holder, "SpacingBetweenSlices"),
+        _one(holder, "SliceThickness"),
+        (1.0, 0.0) if transform is None else _rescale(transform),
         None if segment is None else dataset.integer(segment, "ReferencedSegmentNumber"),
         () if frame_type is None else dataset.texts(frame_type, "FrameType"),
         _enhanced_marks(group),
@@ -209,7 +204,17 @@ def _spacing(found: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return found
 
 
-def _rescale(slope: float | None, intercept: float | None) -> tuple[float, float]:
-    if slope == 0:
+def _rescale(holder: Any) -> tuple[float, float]:
+    slope, intercept = _one(holder, "RescaleSlope"), _one(holder, "RescaleIntercept")
+    return (1.0 if slope is None else _slope(slope), 0.0 if intercept is None else intercept)
+
+
+def _slope(found: float) -> float:
+    if found == 0:
         raise ItemError("header_lies", "its rescale slope is zero, so that its values mean nothing")
-    return (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    return found
+
+
+def _one(holder: Any, keyword: str) -> float | None:
+    found = dataset.measured(holder, keyword, 1)
+    return None if found is None else found[0]
