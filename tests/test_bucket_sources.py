@@ -5,7 +5,7 @@ import nibabel
 import numpy as np
 import pytest
 from flaky_s3 import BUCKET, Flaky
-from test_series import write
+from test_series import recording, write
 
 from diastole.lake import items, remote
 from diastole.lake.errors import EnvironmentFailure, SpecError
@@ -60,6 +60,25 @@ def test_a_bucket_is_read_as_a_folder_is_and_refreshed(lake, bucket):
     report = refresh(lake, "d", [bucket.url])
     assert (did(report), report.opened, report.missing) == ((1, 1, 2, 1, {}), 2, 1)
     assert did(ingest(lake, "one", [f"{bucket.url}/new.fa"])) == (1, 0, 0, 0, {})
+
+
+def test_a_header_and_its_data_in_a_bucket_are_read_together_whichever_changes(lake, bucket, tmp_path):
+    recording(tmp_path / "eeg", "rec")
+    for path in (tmp_path / "eeg").iterdir():
+        bucket.store.put(f"eeg/{path.name}", path.read_bytes())
+    assert did(ingest(lake, "d", [bucket.url])) == (5, 0, 0, 0, {})
+    header = (tmp_path / "eeg" / "rec.vhdr").read_bytes()
+    bucket.store.put("eeg/rec.vhdr", header.replace(b"SamplingInterval=4000", b"SamplingInterval=2000"))
+    report = refresh(lake, "d", [bucket.url])
+    assert did(report) == (0, 1, 4, 0, {})
+    assert did(ingest(lake, "one", [f"{bucket.url}/eeg/rec.vhdr"])) == (1, 0, 0, 0, {})
+
+
+def test_names_of_objects_may_hold_any_letters(lake, bucket):
+    for number, name in enumerate(("a b/c d.fa", "x#y/1.fa", "p%20q/2.fa", "ü/é?.fa", "l" * 300 + ".fa")):
+        bucket.store.put(f"odd/{name}", f">r\nMKVW{'A' * number}\n".encode())
+    report = ingest(lake, "odd", [f"{bucket.url}/odd"])
+    assert did(report) == (4, 0, 0, 0, {"unreadable": 1})
 
 
 def test_an_outage_quarantines_nothing_and_calls_nothing_gone(lake, bucket):

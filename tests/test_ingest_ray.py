@@ -13,7 +13,7 @@ import pytest
 from diastole.cluster.private_ray import private_ray
 from diastole.lake import items
 from diastole.lake.errors import EnvironmentFailure, LakeError
-from diastole.workers.ingest import IngestOptions, ingest
+from diastole.workers.ingest import IngestOptions, ingest, refresh
 
 
 @pytest.fixture
@@ -71,6 +71,9 @@ def test_what_is_read_on_ray_is_what_is_read_here(lake, source, ray):
     assert known(lake, "there") == known(lake, "here")
     again = ingest(lake, "there", [source], options)
     assert (again.opened, again.unchanged) == (0, 163)
+    (source / "s7.fa").rename(source / "moved.fa")
+    report = refresh(lake, "there", [source], options, hire=crew)
+    assert (report.added, report.gone, report.copies) == (0, 0, 1)
 
 
 @pytest.mark.slow

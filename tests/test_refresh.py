@@ -88,6 +88,18 @@ def test_two_copies_in_one_ingest_are_one_item_whatever_the_number_of_readers(la
         shutil.copy(source / f"{name}.fa", source / f"{name}-again.fa")
     report = ingest(lake, "d", [source], IngestOptions(workers=4))
     assert (did(report), report.copies) == ((4, 0, 0, 0), 2)
+    (source / "a" / "1.fa").unlink()  # its copy still holds its item
+    assert did(refresh(lake, "d", [source])) == (0, 0, 4, 0)
+    (source / "a" / "1-again.fa").unlink()
+    assert did(refresh(lake, "d", [source])) == (0, 0, 3, 1)
+
+
+def test_a_copy_of_what_cannot_be_taken_in_is_not_taken_in_either(lake, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{name}.fa").write_text(">r\nMKV\n>r\nMKW\n")
+    report = ingest(lake, "d", [tmp_path / "src"])
+    assert (did(report), report.quarantined) == ((1, 0, 0, 0), {"id_conflict": 2})
 
 
 def test_each_file_is_an_item_where_that_is_said(lake, source):
@@ -197,10 +209,13 @@ def test_where_a_dataset_comes_from_is_kept_beside_the_key_and_nowhere_in_the_la
     assert {(o.workers, o.retry) for _, o in found} == {(3, False)}
     [file] = keys.folder().glob("*.sources.json")
     assert file.stat().st_mode & 0o077 == 0
+    remember(lake, "d", [source], options)  # instead of all that lies below it
+    assert [paths for paths, _ in remembered(lake, "d", workers=3)] == [[str(source)]]
+    remember(lake, "d", [source / "a", source / "b"], options)
     with pytest.raises(SpecError, match="not known on this machine"):
         remembered(lake, "e", workers=2)
     with pytest.raises(SpecError, match="1 of 2 paths were not ingested"):
-        remembered(lake, "d", 2, [source / "a", source])
+        remembered(lake, "d", 2, [source / "a", source / "c"])
 
 
 def test_a_nightly_refresh_is_one_command_with_what_the_first_ingest_said(lake, source):

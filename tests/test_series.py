@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pybv
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
@@ -137,3 +138,40 @@ def test_dates_are_shifted_alike_for_a_subject_and_nothing_else_is_kept_of_them(
     assert [str(time.date()) for time in kept] == ["1997-04-30", "1997-05-07"]
     assert 1 <= (kept[0].date() - times[0].date()).days <= 364
     assert {row["acquired_at"] for row in items.read_items(lake, "none").to_pylist()} == {None}
+
+
+def recording(folder: Path, name: str = "sub-1_eeg") -> None:
+    """An EEG in BrainVision, three files, and a BIDS sidecar."""
+    folder.mkdir(parents=True, exist_ok=True)
+    signal = np.random.default_rng(0).normal(0, 1e-5, (3, 2000))
+    pybv.write_brainvision(data=signal, sfreq=250, ch_names=["Fz", "Cz", "Pz"], fname_base=name, folder_out=folder)
+    (folder / f"{name.removesuffix('_eeg')}_channels.tsv").write_text("name\ttype\tunits\nFz\tEEG\tuV\n")
+
+
+def test_a_recording_whose_header_is_deleted_is_gone_and_its_other_files_do_not_keep_it(lake, tmp_path):
+    source = tmp_path / "src"
+    recording(source)
+    assert did(refresh(lake, "d", [source])) == (1, 0, 0, 0, {})
+    kept = (source / "sub-1_eeg.vhdr").rename(tmp_path / "kept")
+    report = refresh(lake, "d", [source])
+    assert (report.gone, report.missing) == (1, 1)
+    assert report.quarantined == {"unknown_format": 2}  # the data and the markers, which say nothing of themselves
+    assert rows(lake) == []
+    assert refresh(lake, "d", [source]).opened == 0
+    kept.rename(source / "sub-1_eeg.vhdr")
+    report = refresh(lake, "d", [source])
+    assert (report.changed, len(rows(lake)), report.still_quarantined) == (1, 1, 0)
+    assert did(refresh(lake, "d", [source])) == (0, 0, 1, 0, {})
+
+
+def test_a_data_file_that_changes_alone_is_read_with_its_header(lake, tmp_path):
+    source = tmp_path / "src"
+    recording(source)
+    refresh(lake, "d", [source])
+    data = bytearray((source / "sub-1_eeg.eeg").read_bytes())
+    data[100] ^= 1
+    (source / "sub-1_eeg.eeg").write_bytes(data)
+    assert did(refresh(lake, "d", [source])) == (0, 1, 0, 0, {})
+    (source / "sub-1_channels.tsv").unlink()
+    assert refresh(lake, "d", [source]).quarantined == {}
+    assert len(rows(lake)) == 1

@@ -1,5 +1,6 @@
 """Sources in an object store: listed where they lie, and copied here one by one when they are read."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
@@ -58,40 +59,58 @@ class Bucket:
         return [meta for batch in islice(batches, AT_ONCE) for meta in batch]
 
     def _itself(self) -> Iterator[tuple[str, int, int]]:
-        import obstore
-
-        parent, _, name = self._root.rpartition("/")
-        if parent.endswith(("/", ":")):  # the bucket itself, which is empty
-            return
-        try:
-            meta = again(name, lambda: obstore.head(_store(parent), name))
-        except FileNotFoundError:
-            return
-        yield self._root, int(meta["size"]), int(meta["last_modified"].timestamp() * 1e9)
+        if self._root.count("/") > 2:  # else it is the bucket itself, which is empty
+            size, modified = stat_remote(self._root, self._root)
+            if size >= 0:
+                yield self._root, size, modified
 
 
-def fetch(url: str, target: Path, most: int | None = None) -> None:
-    """Copy an object, or its first bytes, into a file. Raises ItemError where it is gone, EnvironmentFailure for storage."""
+def stat_remote(root: str, url: str) -> tuple[int, int]:
+    """(bytes, modification time in ns) of an object, (-1, 0) where it is not there."""
     import obstore
 
-    parent, _, name = url.rpartition("/")
-    store = _store(parent)
+    store, name = _place(root, url)
     try:
-        if most is not None:
-            size = int(again("a source", lambda: obstore.head(store, name))["size"])
-            length = min(most, size)
-            data = again("a source", lambda: obstore.get_range(store, name, start=0, length=length)) if length else b""
-            target.write_bytes(memoryview(data))
-            return
+        meta = again("a source", lambda: obstore.head(store, name))
+    except FileNotFoundError:
+        return -1, 0
+    return int(meta["size"]), int(meta["last_modified"].timestamp() * 1e9)
 
-        def copy() -> None:
-            with target.open("wb") as out:
-                for piece in obstore.get(store, name).stream(PIECE):
-                    out.write(memoryview(piece))
 
-        again("a source", copy)
+def fetch(root: str, url: str, target: Path, most: int | None = None) -> None:
+    """Copy an object that was listed at or below `root`, or its first bytes, into a file.
+
+    Raises ItemError where it is gone, EnvironmentFailure where storage fails.
+    """
+    import obstore
+
+    store, name = _place(root, url)
+
+    def copy() -> None:
+        with target.open("wb") as out:
+            for piece in obstore.get(store, name).stream(PIECE):
+                out.write(memoryview(piece))
+
+    def begin() -> None:
+        length = min(most or 0, int(obstore.head(store, name)["size"]))
+        data = obstore.get_range(store, name, start=0, length=length) if length else b""
+        target.write_bytes(memoryview(data))
+
+    try:
+        again("a source", copy if most is None else begin)
     except FileNotFoundError as error:
         raise ItemError("unreadable", "it is not there any more") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.EISDIR):
+            raise ItemError("unreadable", "its name cannot be that of a file here; rename it") from error
+        raise
+
+
+def _place(root: str, url: str) -> tuple["ObjectStore", str]:
+    """A store and the path in it. Only what the user typed is taken for a URL: names of objects may hold any letters."""
+    if not url.startswith(f"{root}/"):  # it is the one that was named, or lies beside it
+        root = url.rpartition("/")[0]
+    return _store(root), url[len(root) + 1 :]
 
 
 @cache

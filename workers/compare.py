@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from diastole.lake.layout import Lake
 
-from .listing import plain
+from .listing import SIDECARS, plain
 from .sources import NOTHING, IngestOptions, OptionsDigests, Source
 
 BATCH = 2**16
@@ -51,7 +51,7 @@ class Comparison:
         """Rows that were found below another root than before, and its key."""
         self.digests = OptionsDigests(self.options)
         self._keys = self.known["source_key"].combine_chunks()
-        self._options, self._options_at = _encoded(self.known["options_digest"])
+        self._words, self._words_at = _encoded(self.known["options_digest"])
         self._roots, self._roots_at = _encoded(self.known["root"])
         self._groups: dict[str, list[int]] | None = None
         self._part_of = pc.is_valid(self.known["part_of"]).to_numpy(zero_copy_only=False)
@@ -110,7 +110,7 @@ class Comparison:
             same &= ~failed
         for place in np.flatnonzero(same).tolist():
             digest = self.digests.of(batch[place], with_limits=bool(failed[place]))
-            same[place] = self._options.get(digest, -1) == self._options_at[rows[place]]
+            same[place] = self._words.get(digest, -1) == self._words_at[rows[place]]
         return same
 
     def root_key(self, root: str) -> str:
@@ -185,7 +185,8 @@ class Comparison:
         path, root = self.paths[row], self.roots[row]
         relative = plain(path[len(root) :].lstrip("/")) or plain(path.rpartition("/")[2])
         _, said = self.said.get(path, (0, NOTHING))
-        return Source(path, relative, root, int(self._bytes[row]), int(self._modified[row]), said=said)
+        size, modified = int(self._bytes[row]), int(self._modified[row])
+        return Source(path, relative, root, size, modified, said=said, sidecar=path.endswith(SIDECARS))
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[dict[str, int], np.ndarray]:

@@ -132,7 +132,7 @@ class _Ingest:
         self._left: set[str] = set()
         self._reading: deque[tuple[Task, Answer]] = deque()
         self._opened = self._bytes = self._copies = self._done = 0
-        self._digests: dict[tuple[str, str], list[str]] = {}
+        self._originals: dict[tuple[str, str], OpenSource] = {}
         self._progress: Callable[[int], None] = lambda _: None
 
     def run(self, paths: Sequence[Path | str], progress: Progress | None) -> IngestReport:
@@ -140,6 +140,7 @@ class _Ingest:
         started = time.monotonic()
         self._compared, listing = self._compare(paths)
         missing = self._missing(listing)
+        absent = int(missing.sum())
         files = self._compared.files
         if progress is not None:
             self._progress = lambda done: progress(done, files)
@@ -154,6 +155,7 @@ class _Ingest:
             survey = Survey(self._compared, np.flatnonzero(missing).tolist())
             for together in survey.run(self._readers.ask):
                 self._take(together)
+            missing[survey.orphans] = True
             self._finish(missing)
         finally:
             self._readers.close(answer for _, answer in self._reading)
@@ -162,7 +164,7 @@ class _Ingest:
         counts = (files, self._opened, c.added, c.changed, c.unchanged, c.gone, c.quarantined)
         still = self._compared.still_quarantined()
         rest = (still, self._bytes, time.monotonic() - started, c.healed, c.withdrawn, self._copies)
-        return IngestReport(*counts, *rest, int(missing.sum()))
+        return IngestReport(*counts, *rest, absent)
 
     def _compare(self, paths: Sequence[Path | str]) -> tuple[Comparison, Listing]:
         manifest = None if self._options.manifest is None else absolute(self._options.manifest)
@@ -218,7 +220,7 @@ class _Ingest:
         if self._withdrawn and self._is_withdrawn(together, keys):
             self._refuse(keys)
             return
-        opened = OpenSource(made[0], others=made[1:], before=together.before)
+        opened = OpenSource(made[0], others=made[1:], before=together.before, forgets=together.forgets)
         if together.failure is not None and together.failure.code == INDEX:
             self._advance(len(keys))
             self._ledger.finish(opened)
@@ -277,17 +279,18 @@ class _Ingest:
         if opened.keep:
             self._ledger.counts.unchanged += len(self._ledger.items_of(opened.row["source_key"]))
         original = not self._options.each_file and is_original(task.together) and bool(opened.row["source_digest"])
-        if original and opened.items is None and opened.failure is None and task.known == (None,):
-            opened.items = self._digests.get(read.content)  # those of a file that this ingest has read before
+        if original and task.known == (None,) and opened.failure is None and opened.items is None:
+            opened.items = self._compared.twin(opened.row)  # readers on Ray do not know of twins
+            opened.copy_of = self._originals.get(read.content)
         try:
-            if opened.items is not None:
+            if opened.items is not None or opened.copy_of is not None:
                 self._copies += 1
             else:
                 self._claim(task, read)
         finally:
             read.discard()
-        if original and opened.failure is None and not opened.conflicts:
-            self._digests[read.content] = list(opened.seen)
+        if original and opened.failure is None and opened.copy_of is None and opened.items is None:
+            self._originals[read.content] = opened
         self._ledger.finish(opened)
 
     def _claim(self, task: Task, read: Read) -> None:

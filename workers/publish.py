@@ -65,6 +65,12 @@ class OpenSource:
     """Whether its items stay as they were, since it was not decoded."""
     items: list[str] | None = None
     """Its items where they are those of another source that holds the same."""
+    copy_of: "OpenSource | None" = None
+    """That source, where this ingest has read it, before this one: its items are known when it is done."""
+    forgets: bool = False
+    """Whether the items that it had are not its own any more: it was a part of a source that is no more."""
+    withdrawn: bool = False
+    """Whether its subject was withdrawn since the ingest began."""
     vanished: bool = False
     """Whether it is not there any more."""
 
@@ -72,6 +78,11 @@ class OpenSource:
     def rows(self) -> list[Row]:
         """Of all of its files."""
         return [self.row, *self.others]
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing may be kept of it."""
+        return self.withdrawn or (self.copy_of is not None and self.copy_of.withdrawn)
 
     @property
     def keys(self) -> set[str]:
@@ -183,9 +194,11 @@ class Ledger:
         claims = [(source, claim.row) for source, claim in events if claim is not None] if gone else []
         samples = variants.samples_of(self._lake, (row["array"] or "" for _, row in claims))
         with_them = {path for path, ids in samples.items() if ids is None or not ids.isdisjoint(gone)}
-        refused = {id(s) for s, row in claims if row["subject_id"] in gone or row["array"] in with_them}
-        self.counts.withdrawn += len(refused)
-        return [(source, claim) for source, claim in events if id(source) not in refused]
+        for source, row in claims:
+            if (row["subject_id"] in gone or row["array"] in with_them) and not source.withdrawn:
+                source.withdrawn = True
+                self.counts.withdrawn += 1
+        return [(source, claim) for source, claim in events if not source.refused]
 
     def owners(self, item_ids: Iterable[str]) -> dict[str, set[str]]:
         """item_id → keys of the sources that claim it, for those that any does."""
@@ -287,11 +300,13 @@ class _Batch:
             return
         key, keys = source.row["source_key"], source.keys
         before = list(dict.fromkeys(item for part in sorted(keys) for item in self._ledger.items_of(part)))
-        failure = source.failure
-        if failure is None and source.conflicts:
+        failure, conflicts = source.failure, source.conflicts
+        if source.copy_of is not None:
+            source.items, conflicts = list(source.copy_of.seen), source.copy_of.conflicts
+        if failure is None and conflicts:
             failure = (
                 "id_conflict",
-                f"{source.conflicts} of its items have the id of another item with other content; "
+                f"{conflicts} of its items have the id of another item with other content; "
                 "give it a key of its own in a manifest (column key), or make its record ids unique",
             )
         self._claimed.update(source.seen)  # also those that an earlier batch wrote
@@ -299,7 +314,9 @@ class _Batch:
         self._held.update(now)
         if failure is None and not source.keep:
             self._mended += sorted(keys)
+        if source.forgets or (failure is None and not source.keep):
             self._lose(keys, set(before) - set(now))
+            before = []
         if failure is not None:
             self._mended += sorted(keys - {key})
             self._failures[key] = failure
@@ -357,6 +374,7 @@ class _Batch:
             quarantine.mend(self._lake, self._dataset, self._mended)
         crash.point("ingest-quarantine")
         done = pa.Table.from_pylist(list(self._done.values()), items.SOURCES)
+        self._ledger.check()
         items.write_sources(self._lake, self._dataset, done)
         return self._done
 

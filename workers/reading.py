@@ -293,7 +293,7 @@ def _fetched(source: Source, folder: Path) -> Path:
     parent, _, name = source.path.rpartition("/")
     target = folder / digest(parent) / name
     target.parent.mkdir(exist_ok=True)
-    fetch(source.path, target)
+    fetch(source.root, source.path, target)
     return target
 
 

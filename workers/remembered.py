@@ -23,11 +23,13 @@ _ONCE = ("retry", "verify", "workers")
 
 
 def remember(lake: Lake, dataset: str, paths: Sequence[Path | str], options: IngestOptions) -> None:
-    """Keep what was said of these paths, instead of what was said of them before."""
+    """Keep what was said of these paths, instead of what was said before of them and of what lies below them."""
     said = {name: value for name, value in asdict(options).items() if name not in _ONCE}
     said["manifest"] = None if options.manifest is None else absolute(options.manifest)
     known = _read(lake)
-    known.setdefault(dataset, {}).update({absolute(path): said for path in paths})
+    named = [absolute(path) for path in paths]
+    before = {p: s for p, s in known.get(dataset, {}).items() if not any(f"{p}/".startswith(f"{n}/") for n in named)}
+    known[dataset] = before | dict.fromkeys(named, said)
     path = _path(lake)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.touch(mode=0o600)

@@ -1,14 +1,14 @@
 """From files to what is read together: the slices of a series, a recording and what lies beside it, a file alone."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from diastole.lake.errors import ItemError
 from diastole.lake.ids import keyed
 
-from .bucket import fetch, is_remote
+from .bucket import fetch, is_remote, stat_remote
 from .compare import Comparison
 from .decode import Decoder, Told
 from .formats import Part
@@ -38,6 +38,8 @@ class Together:
     """Why they are not to be read."""
     before: frozenset[str] = frozenset()
     """Keys of files that were parts of it, and are not there any more."""
+    forgets: bool = False
+    """Whether it was a part of a source that is no more, since another part is not there: those items are not its own."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Survey:
     compared: Comparison
     missing: Iterable[int] = ()
     """Rows of known files that are not there any more."""
+    orphans: list[int] = field(default_factory=list)
+    """Rows of sidecars of sources that are no more: nobody looks at them until a source names them again."""
     _told: dict[str, Told] = field(default_factory=dict)
     _sources: dict[str, Source] = field(default_factory=dict)
 
@@ -81,9 +85,11 @@ class Survey:
             found.append(self._whole(sources, sources[0].path, part_of, left))
         for together in found:
             taken |= {source.path for source in together.sources}
+        broken = {self.compared.paths[row]: row for part_of in gone for row in self.compared.members(part_of)}
         for path, source in self._sources.items():
             if path not in taken and not source.sidecar:
-                found.append(self._alone(source))
+                found.append(replace(self._alone(source), forgets=path in broken))
+        self.orphans = [row for path, row in broken.items() if path not in taken and self._sources[path].sidecar]
         order = {path: place for place, path in enumerate(self._sources)}
         return sorted(found, key=lambda together: min(order.get(s.path, len(order)) for s in together.sources))
 
@@ -127,11 +133,8 @@ class Survey:
         path = f"{folder}/{name}"
         if path in self._sources:
             return self._sources[path]
-        if is_remote(path):
-            return None  # it would have been listed
-        size, modified = stat_of(path)
-        real = Path(path)
-        if size < 0 or not real.is_file() or (real.is_symlink() and real.resolve().parent != Path(folder).resolve()):
+        size, modified = stat_remote(source.root, path) if is_remote(path) else _stat_beside(Path(folder), path)
+        if size < 0:
             return None
         relative = plain(path[len(source.root) :].lstrip("/"))
         return Source(path, relative, source.root, size, modified, said=source.said, sidecar=True)
@@ -175,6 +178,13 @@ class Survey:
             self._told |= {source.path: answer for source, answer in zip(asked, answers, strict=True)}
 
 
+def _stat_beside(folder: Path, path: str) -> tuple[int, int]:
+    """As listing.stat_of, (-1, 0) also for what is no file, or a link that leads elsewhere."""
+    real = Path(path)
+    elsewhere = real.is_symlink() and real.resolve().parent != folder.resolve()
+    return stat_of(path) if real.is_file() and not elsewhere else (-1, 0)
+
+
 def ask_about(sources: Sequence[Source], format_: str | None, decoder: Decoder) -> list[Told]:
     """What files are, asked where they lie; of those far away, the first bytes mostly tell."""
     if not any(is_remote(source.path) for source in sources):
@@ -185,10 +195,10 @@ def ask_about(sources: Sequence[Source], format_: str | None, decoder: Decoder) 
 
 def _far(source: Source, here: Path, decoder: Decoder, format_: str | None) -> Told:
     try:
-        fetch(source.path, here, most=HEAD)
+        fetch(source.root, source.path, here, most=HEAD)
         [told] = decoder.survey([here], format_, heads=source.size > HEAD)
         if isinstance(told, tuple) and told[1] is None:
-            fetch(source.path, here)
+            fetch(source.root, source.path, here)
             [told] = decoder.survey([here], format_)
         return told
     except ItemError as error:
