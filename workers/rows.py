@@ -139,10 +139,8 @@ def _array_claim(
     if data.ndim not in ((3, 4) if volume else (2,)):
         raise ValueError("axes")
     stored = _WRITES[entry["kind"]](lake, lake.dataset(dataset, "arrays"), data, meta, recorded)
-    row = _row(lake, dataset, source, options, entry)
-    row["modality"] = source.modality(options) or entry["modality"]
-    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(data.shape)}
-    row |= {"dtype": data.dtype.name, "nbytes": data.nbytes, "attributes": canonical_json(entry["attributes"]).decode()}
+    row = _stored(lake, dataset, source, options, entry, stored, list(data.shape), data.nbytes)
+    row["dtype"] = data.dtype.name
     if volume:
         row["geometry"] = {key: meta[key] for key in ("spacing", "orientation", "affine")}
     elif entry["kind"] == "recording":
@@ -163,11 +161,9 @@ def _slide_claim(
     found = [np.load(decoded.file(name), mmap_mode="r", allow_pickle=False) for name in entry["levels"]]
     levels, meta = [arrays.check_dtype(one) for one in found], dict(entry["meta"])
     stored = slides.write_slide(lake, lake.dataset(dataset, "arrays"), levels, meta, recorded)
-    row = _row(lake, dataset, source, options, entry)
-    row["modality"] = source.modality(options) or entry["modality"]
-    row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": list(levels[0].shape)}
-    row |= {"dtype": levels[0].dtype.name, "nbytes": sum(one.nbytes for one in levels)}
-    row["attributes"] = canonical_json(entry["attributes"]).decode()
+    nbytes = sum(one.nbytes for one in levels)
+    row = _stored(lake, dataset, source, options, entry, stored, list(levels[0].shape), nbytes)
+    row["dtype"] = levels[0].dtype.name
     if meta["spacing"] is not None:
         row["geometry"] = {"spacing": meta["spacing"], "orientation": None, "affine": None}
     return Claim(row, stored.files, healed=stored.healed)
@@ -186,11 +182,27 @@ def _variants_claim(
     gone = suppressed.subjects(lake)
     prefix = lake.dataset(dataset, "arrays")
     stored, shape, nbytes = store_variants(lake, prefix, decoded, entry, subject, gone, recorded)
+    said = {**entry, "attributes": {**entry["attributes"], "samples": shape[1]}}
+    row = _stored(lake, dataset, source, options, said, stored, shape, nbytes)
+    return Claim(row, stored.files, healed=stored.healed)
+
+
+def _stored(
+    lake: Lake,
+    dataset: str,
+    source: Source,
+    options: IngestOptions,
+    entry: Mapping[str, Any],
+    stored: arrays.StoredArray,
+    shape: list[int],
+    nbytes: int,
+) -> Row:
+    """The row of an item that is an array, or a group of them, by itself."""
     row = _row(lake, dataset, source, options, entry)
     row["modality"] = source.modality(options) or entry["modality"]
     row |= {"array": stored.path, "content_digest": stored.content_digest, "shape": shape, "nbytes": nbytes}
-    row["attributes"] = canonical_json({**entry["attributes"], "samples": shape[1]}).decode()
-    return Claim(row, stored.files, healed=stored.healed)
+    row["attributes"] = canonical_json(entry["attributes"]).decode()
+    return row
 
 
 _CLAIMS = {**dict.fromkeys(_WRITES, _array_claim), "slide": _slide_claim, "variants": _variants_claim}

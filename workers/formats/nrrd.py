@@ -11,7 +11,6 @@ Of the header's fields only those of FIELDS are even parsed; comments, `content`
 
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from diastole.lake.errors import ItemError
 
 from . import Limits, Part, ReadOptions, source, volumes
-from .volumes import Voxels
+from .volumes import Header, Voxels
 
 name = "nrrd"
 
@@ -43,14 +42,6 @@ _FOURTH = {"time", "list"}
 _SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
-@dataclass(frozen=True)
-class _Header:
-    voxels: Voxels
-    meta: dict[str, Any]
-    attributes: dict[str, Any]
-    data_file: str | None
-
-
 def sniff(head: bytes) -> bool:
     """Whether the bytes begin as a NRRD header does."""
     return re.match(rb"NRRD000[1-5]\r?\n", head) is not None
@@ -62,25 +53,16 @@ def part_of(path: Path) -> Part:
 
 
 def preflight(path: Path, limits: Limits) -> None:
-    """Hold the header to itself, to the limits and, where the voxels are in the same file, to its size."""
-    header = _header(path)
-    header.voxels.hold(limits)
-    if header.data_file is None:
-        header.voxels.hold_file(path.stat().st_size)
+    """As of volumes.Header. Raises ItemError."""
+    _header(path).preflight(path, limits)
 
 
 def read(path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
-    """Copy the voxels into `folder`/voxels.npy, or `folder`/images.npy where there are two axes."""
-    header = _header(path)
-    data = path if header.data_file is None else volumes.data_file(path, (header.data_file,), options)
-    if len(header.voxels.shape) == 2:
-        volumes.copy(data, header.voxels, folder / "images.npy")
-        return [volumes.flat_entry(header.meta["spacing"], header.attributes)]
-    non_finite = volumes.copy(data, header.voxels, folder / "voxels.npy")
-    return [volumes.entry(header.meta, header.attributes, non_finite)]
+    """As of volumes.Header. Raises ItemError."""
+    return _header(path).read(path, folder, options)
 
 
-def _header(path: Path) -> _Header:
+def _header(path: Path) -> Header:
     """The header, its fields held to each other. Raises ItemError."""
     if source.is_gzip(path):
         raise ItemError("unsupported", "it is a NRRD file inside of a gzip file; unzip it")
@@ -112,7 +94,7 @@ def _header(path: Path) -> _Header:
         volumes.check_image(voxels)
     if detached is not None and str(detached).upper().startswith("LIST"):
         raise ItemError("unsupported", "its data are in a list of files; write it anew with one")
-    return _Header(voxels, meta, attributes, None if detached is None else volumes.plain_name(str(detached)))
+    return Header(voxels, meta, attributes, None if detached is None else volumes.plain_name(str(detached)))
 
 
 def _lines(head: bytes) -> tuple[list[bytes], int]:

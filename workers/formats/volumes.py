@@ -72,6 +72,32 @@ class Voxels:
         return start
 
 
+@dataclass(frozen=True)
+class Header:
+    """A header that was found to be sound, of a format that may keep its voxels in another file."""
+
+    voxels: Voxels
+    meta: dict[str, Any]
+    attributes: dict[str, Any]
+    data_file: str | None
+    """Name of that file, beside the header; None where the voxels follow the header."""
+
+    def preflight(self, path: Path, limits: Limits) -> None:
+        """Hold it to the limits and, where the voxels are in the same file, to the file's size. Raises ItemError."""
+        self.voxels.hold(limits)
+        if self.data_file is None:
+            self.voxels.hold_file(path.stat().st_size)
+
+    def read(self, path: Path, folder: Path, options: ReadOptions) -> list[dict[str, Any]]:
+        """Copy the voxels into `folder`/voxels.npy, or `folder`/images.npy where there are two axes. Raises ItemError."""
+        data = path if self.data_file is None else data_file(path, (self.data_file,), options)
+        if len(self.voxels.shape) == 2:
+            copy(data, self.voxels, folder / "images.npy")
+            return [flat_entry(self.meta["spacing"], self.attributes)]
+        non_finite = copy(data, self.voxels, folder / "voxels.npy")
+        return [entry(self.meta, self.attributes, non_finite)]
+
+
 def copy(path: Path, voxels: Voxels, out: Path) -> int | None:
     """Copy all voxels of the file into a new .npy file; how many of real numbers are not finite. Raises ItemError."""
     start = voxels.hold_file(path.stat().st_size)
